@@ -1,0 +1,14 @@
+//! pgtenant: one Postgres endpoint for all tenants; every tenant its own database.
+//!
+//! The modules in reading order; each uses only those above it. A client's connection goes straight down:
+//!
+//! ```text
+//! listener ▶ session: encrypt ▶ startup ▶ resolve ▶ authenticate ▶ welcome ▶ serve
+//!                                            │            │                    │
+//!                                         tenant        auth           pool ▶ backend ▶ PostgreSQL
+//!                                       (registry,   (SCRAM, md5)     (ledger)   │
+//!                                        verifiers)                            relay
+//! ```
+
+// What goes over the wire, without I/O.
+pub mod wire;
