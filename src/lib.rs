@@ -12,3 +12,6 @@
 
 // What goes over the wire, without I/O.
 pub mod wire;
+
+// Shared handles: figures, the signal to finish, the threads.
+pub mod metrics;

@@ -1,0 +1,210 @@
+//! `encode` as Prometheus reads it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::*;
+
+/// Series name with labels → value, after checking that the text is well formed: each family once, HELP and TYPE
+/// before its samples, no series twice.
+fn parse(text: &str) -> BTreeMap<String, f64> {
+    let mut families = BTreeSet::new();
+    let mut current = ("", "");
+    let mut series = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, words) = help.split_once(' ').expect("a name and a text");
+            assert!(families.insert(name), "{name} begins twice");
+            assert!(!words.is_empty());
+            current = (name, "");
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').expect("a name and a type");
+            assert_eq!(name, current.0);
+            assert!(["counter", "gauge", "histogram"].contains(&kind));
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+            current.1 = kind;
+        } else {
+            let (key, value) = line.rsplit_once(' ').expect("a series and a value");
+            let name = key.split('{').next().expect("a name");
+            let family = match current.1 {
+                "histogram" => ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)),
+                _ => Some(name),
+            };
+            assert_eq!(family, Some(current.0), "{line}");
+            assert!(series.insert(key.to_owned(), value.parse().expect("a number")).is_none(), "{key} twice");
+        }
+    }
+    series
+}
+
+fn sample<'a>(tenant: &'a str, stats: &'a TenantStats) -> TenantSample<'a> {
+    TenantSample {
+        tenant,
+        instance: "one",
+        region: None,
+        stats,
+        backends_idle: 0,
+        backends_active: 0,
+        backends_connecting: 0,
+    }
+}
+
+fn queries(series: &BTreeMap<String, f64>, tenant: &str) -> Option<f64> {
+    let labels = if tenant == "_other" { String::new() } else { ",instance_name=\"one\"".to_owned() };
+    series.get(&format!("pgtenant_tenant_queries_total{{tenant=\"{tenant}\"{labels}}}")).copied()
+}
+
+#[test]
+fn every_family_is_well_formed() {
+    let metrics = Metrics::new();
+    let instance = metrics.instance("one");
+    instance.query.observe(0.003);
+    instance.connected(ConnectResult::Ok);
+    instance.connected(ConnectResult::Identity);
+    metrics.connections_refused.inc(Refusal::Cap);
+    metrics.tls_handshake(Outcome::Ok, TlsVersion::V1_3);
+    metrics.auth(AuthMethod::ScramSha256, AuthResult::WrongPassword);
+    metrics.error(ErrorSource::Backend, "23505");
+    metrics.error(ErrorSource::Proxy, "ZZ999");
+    metrics.set_certificates([("default", 1_900_000_000)]);
+    let (client, login) = (metrics.client(), metrics.login());
+    drop(login);
+
+    let series = parse(&metrics.encode(&[], 10));
+    for (key, value) in [
+        ("pgtenant_clients", 1.0),
+        ("pgtenant_logins_in_progress", 0.0),
+        ("pgtenant_connections_refused_total{reason=\"cap\"}", 1.0),
+        ("pgtenant_tls_handshakes_total{result=\"ok\",version=\"1.3\"}", 1.0),
+        ("pgtenant_auth_total{method=\"scram-sha-256\",result=\"wrong_password\"}", 1.0),
+        ("pgtenant_errors_total{class=\"23\",source=\"backend\"}", 1.0),
+        ("pgtenant_errors_total{class=\"other\",source=\"proxy\"}", 1.0),
+        ("pgtenant_backend_identity_mismatch_total{instance_name=\"one\"}", 1.0),
+        ("pgtenant_query_seconds_bucket{instance_name=\"one\",le=\"0.005\"}", 1.0),
+        ("pgtenant_certificate_not_after_timestamp_seconds{name=\"default\"}", 1_900_000_000.0),
+    ] {
+        assert_eq!(series.get(key), Some(&value), "{key}");
+    }
+    #[cfg(target_os = "linux")]
+    assert!(series["process_resident_memory_bytes"] > 0.0 && series["process_open_fds"] > 0.0);
+    drop(client);
+    assert_eq!(parse(&metrics.encode(&[], 10))["pgtenant_clients"], 0.0);
+}
+
+#[test]
+fn a_reload_that_fails_shows_until_one_works() {
+    let metrics = Metrics::new();
+    let successful = || parse(&metrics.encode(&[], 0))["pgtenant_config_last_reload_successful"];
+    metrics.loaded();
+    assert_eq!(successful(), 1.0);
+    metrics.reloaded(Outcome::Failed);
+    assert_eq!(successful(), 0.0);
+    metrics.reloaded(Outcome::Ok);
+    assert_eq!(successful(), 1.0);
+    assert_eq!(metrics.reloads.get(Outcome::Failed), 1);
+}
+
+#[test]
+fn a_forgotten_instance_and_certificate_leave_no_series() {
+    let metrics = Metrics::new();
+    metrics.instance("old").connected(ConnectResult::Ok);
+    metrics.set_certificates([("old", 1)]);
+    metrics.forget_instance("old");
+    metrics.set_certificates([]);
+    assert!(!metrics.encode(&[], 10).contains("\"old\""));
+}
+
+#[test]
+fn names_are_escaped_and_regions_shown() {
+    let metrics = Metrics::new();
+    let stats = TenantStats::default();
+    stats.clients.store(2, Relaxed);
+    let mut tenant = sample("acme", &stats);
+    tenant.instance = "o\"n\\e\n";
+    tenant.region = Some("eu-1");
+    tenant.backends_connecting = 3;
+    let series = parse(&metrics.encode(&[tenant], 10));
+    let labels = r#"{tenant="acme",instance_name="o\"n\\e\n",region="eu-1"}"#;
+    assert_eq!(series[&format!("pgtenant_tenant_clients{labels}")], 2.0);
+    assert_eq!(series[r#"pgtenant_backends{instance_name="o\"n\\e\n",state="connecting"}"#], 3.0);
+}
+
+#[test]
+fn the_most_active_are_listed_and_the_rest_is_summed() {
+    let metrics = Metrics::new();
+    let stats: Vec<TenantStats> = (0..5).map(|_| TenantStats::default()).collect();
+    for (index, stats) in stats.iter().enumerate() {
+        stats.queries.store(100 * (index as u64 + 1), Relaxed);
+        stats.clients.store(1, Relaxed);
+        stats.wait_micros.store(1_500_000, Relaxed);
+    }
+    let names = ["a", "b", "c", "d", "e"];
+    let samples: Vec<_> = names.iter().zip(&stats).map(|(name, stats)| sample(name, stats)).collect();
+    let series = parse(&metrics.encode(&samples, 2));
+    assert_eq!(queries(&series, "e"), Some(500.0));
+    assert_eq!(queries(&series, "d"), Some(400.0));
+    assert_eq!(queries(&series, "c"), None);
+    assert_eq!(queries(&series, "_other"), Some(600.0));
+    assert_eq!(series["pgtenant_tenant_clients{tenant=\"_other\"}"], 3.0);
+    assert_eq!(series["pgtenant_tenant_wait_seconds_total{tenant=\"_other\"}"], 4.5);
+}
+
+#[test]
+fn the_sum_never_falls_or_jumps_as_tenants_come_and_go() {
+    let metrics = Metrics::new();
+    let (a, b) = (TenantStats::default(), TenantStats::default());
+    let other = |tenants: &[TenantSample<'_>]| queries(&parse(&metrics.encode(tenants, 1)), "_other");
+    a.queries.store(10_000, Relaxed);
+    b.queries.store(5_000, Relaxed);
+    assert_eq!(other(&[sample("a", &a), sample("b", &b)]), Some(5_000.0), "a is listed");
+    b.queries.fetch_add(1_000_000, Relaxed);
+    let after_swap = other(&[sample("a", &a), sample("b", &b)]);
+    assert_eq!(after_swap, Some(1_005_000.0), "b goes up with what it did since, a comes down with nothing");
+    a.queries.fetch_add(7, Relaxed);
+    assert_eq!(other(&[sample("a", &a), sample("b", &b)]), Some(1_005_007.0));
+    assert_eq!(other(&[sample("b", &b)]), Some(1_005_007.0), "a is removed");
+}
+
+#[test]
+fn a_silent_tenant_expires_and_comes_back() {
+    let metrics = Metrics::new();
+    let stats = TenantStats::default();
+    let listed = || queries(&parse(&metrics.encode(&[sample("a", &stats)], 10)), "a");
+    assert_eq!(listed(), None, "never used");
+    stats.queries.store(1, Relaxed);
+    assert_eq!(listed(), Some(1.0));
+    let scrapes = (0..200).take_while(|_| listed().is_some()).count();
+    assert!((30..100).contains(&scrapes), "{scrapes}");
+    stats.clients.store(1, Relaxed);
+    assert_eq!(listed(), Some(1.0));
+}
+
+#[test]
+fn two_tenants_alike_do_not_change_places() {
+    let metrics = Metrics::new();
+    let (a, b) = (TenantStats::default(), TenantStats::default());
+    for round in 0..20 {
+        a.queries.fetch_add(100 + 10 * (round % 2), Relaxed);
+        b.queries.fetch_add(110 - 10 * (round % 2), Relaxed);
+        let series = parse(&metrics.encode(&[sample("a", &a), sample("b", &b)], 1));
+        assert!(queries(&series, "b").is_some(), "round {round}");
+    }
+}
+
+#[test]
+fn ten_thousand_tenants_make_a_bounded_text() {
+    let metrics = Metrics::new();
+    let tenants: Vec<(String, TenantStats)> =
+        (0..10_000).map(|number| (format!("tenant-{number:05}"), TenantStats::default())).collect();
+    for (_, stats) in &tenants {
+        stats.clients.store(1, Relaxed);
+        stats.queries.store(3, Relaxed);
+    }
+    let samples: Vec<_> = tenants.iter().map(|(name, stats)| sample(name, stats)).collect();
+    let text = metrics.encode(&samples, 500);
+    let series = parse(&text);
+    let of_tenants = series.keys().filter(|key| key.contains("tenant=")).count();
+    assert_eq!(of_tenants, 12 * 501);
+    assert!(text.len() < 1_000_000, "{} bytes", text.len());
+    assert_eq!(queries(&series, "_other"), Some(9_500.0 * 3.0));
+}
