@@ -15,3 +15,5 @@ pub mod wire;
 
 // Shared handles: figures, the signal to finish, the threads.
 pub mod metrics;
+pub mod drain;
+pub mod workers;

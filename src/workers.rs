@@ -1,0 +1,71 @@
+//! The threads that carry sessions: one current-thread runtime each, and for every tenant the one it is at home on.
+//!
+//! A tenant's sessions and backends on one thread means that a backend's wake-up is the client's: no work is stolen and
+//! nothing is locked against another core.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+/// See the module. Dropping it ends the threads once their current step is over.
+#[derive(Debug)]
+pub struct Workers {
+    workers: Vec<Worker>,
+    hasher: ahash::RandomState,
+    next: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Worker {
+    handle: Handle,
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Workers {
+    /// # Errors
+    /// A thread or its reactor cannot be made.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let workers = (0..count.max(1)).map(Worker::start).collect::<io::Result<_>>()?;
+        Ok(Workers { workers, hasher: ahash::RandomState::new(), next: AtomicUsize::new(0) })
+    }
+
+    /// Where the tenant is at home.
+    pub fn home(&self, tenant: &str) -> &Handle {
+        let hash = self.hasher.hash_one(tenant) as usize;
+        &self.workers[hash % self.workers.len()].handle
+    }
+
+    /// One after the other, for clients whose tenant is not known yet.
+    pub fn any(&self) -> &Handle {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        &self.workers[next % self.workers.len()].handle
+    }
+}
+
+impl Worker {
+    fn start(number: usize) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (end, ended) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            // Either way it is time to go: told so, or the other side is gone.
+            let _ = runtime.block_on(ended);
+        })?;
+        Ok(Worker { handle, end: Some(end), thread: Some(thread) })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            // A worker's own task may hold the last reference: a thread cannot wait for itself.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
