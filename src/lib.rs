@@ -17,3 +17,6 @@ pub mod wire;
 pub mod metrics;
 pub mod drain;
 pub mod workers;
+
+// What the operator wrote.
+pub mod config;

@@ -1,0 +1,365 @@
+//! The configuration as it is written: one struct for each table, one field for each key, with the defaults.
+//!
+//! These structs are the one list of keys: unknown ones are told by them, and tests hold `proxy.toml` and
+//! `docs/tenant.example.toml` against them. What the keys mean stands in `proxy.toml` and at the resolved types.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::scalar::{Address, Cidr, FileMode, Moment, OptionalAddress, Period, Separator, Size, SystemIdentifier};
+use super::secret::{Reference, Verifier};
+use super::{InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode};
+
+/// Folder of certificates, unless another one is named; only then it has to exist.
+pub(super) const CERTIFICATES: &str = "certs";
+/// Folder of tenants, unless another one is named; only then it has to exist.
+pub(super) const TENANTS_DIR: &str = "tenants.d";
+
+const fn seconds(number: u64) -> Period {
+    Period(Duration::from_secs(number))
+}
+
+const fn milliseconds(number: u64) -> Period {
+    Period(Duration::from_millis(number))
+}
+
+/// `proxy.toml`.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct File {
+    pub listen: Listen,
+    pub tls: Tls,
+    pub routing: Routing,
+    pub auth: Auth,
+    pub pool: Pool,
+    pub limits: Limits,
+    pub http: Http,
+    pub log: Log,
+    pub drain: Drain,
+    pub tenants_dir: PathBuf,
+    pub instances: BTreeMap<String, Instance>,
+    pub tenants: BTreeMap<String, Tenant>,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        File {
+            listen: Listen::default(),
+            tls: Tls::default(),
+            routing: Routing::default(),
+            auth: Auth::default(),
+            pool: Pool::default(),
+            limits: Limits::default(),
+            http: Http::default(),
+            log: Log::default(),
+            drain: Drain::default(),
+            tenants_dir: TENANTS_DIR.into(),
+            instances: BTreeMap::new(),
+            tenants: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Listen {
+    pub addresses: Vec<Address>,
+    pub unix_socket_dir: Option<PathBuf>,
+    pub unix_socket_mode: FileMode,
+    pub backlog: u32,
+    pub workers: Option<usize>,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Listen {
+            addresses: vec![Address(SocketAddr::from((Ipv4Addr::LOCALHOST, 6432)))],
+            unix_socket_dir: None,
+            unix_socket_mode: FileMode(0o777),
+            backlog: 1024,
+            workers: None,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tls {
+    pub mode: Option<TlsMode>,
+    pub certificates: PathBuf,
+    pub default_certificate: Option<String>,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Tls { mode: None, certificates: CERTIFICATES.into(), default_certificate: None }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Routing {
+    pub sni_domains: Vec<String>,
+    pub options: bool,
+    pub user_suffix: Separator,
+    pub client_certificate: bool,
+    pub databases: BTreeMap<String, String>,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Routing {
+            sni_domains: Vec::new(),
+            options: true,
+            user_suffix: Separator(Some('.')),
+            client_certificate: true,
+            databases: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Auth {
+    pub login_timeout: Period,
+    pub free_attempts: u32,
+    pub backoff: Period,
+    pub backoff_max: Period,
+    pub verifier_ttl: Period,
+    pub cleartext: bool,
+    pub mock_iterations: u32,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Auth {
+            login_timeout: seconds(15),
+            free_attempts: 5,
+            backoff: seconds(1),
+            backoff_max: seconds(60),
+            verifier_ttl: seconds(60),
+            cleartext: false,
+            mock_iterations: 4096,
+        }
+    }
+}
+
+/// `[pool]` of `proxy.toml`: the tenants' defaults, and how backends are connected.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Pool {
+    pub mode: PoolMode,
+    pub max_backends: u32,
+    pub max_backends_per_role: Option<u32>,
+    pub min_backends: u32,
+    pub queue_timeout: Period,
+    pub idle_timeout: Period,
+    pub lifetime: Period,
+    pub reset: Reset,
+    pub max_connecting_per_tenant: u32,
+    pub max_connecting_per_instance: u32,
+    pub connect_timeout: Period,
+    pub retry: Period,
+    pub retry_max: Period,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Pool {
+            mode: PoolMode::Transaction,
+            max_backends: 20,
+            max_backends_per_role: None,
+            min_backends: 0,
+            queue_timeout: seconds(30),
+            idle_timeout: seconds(10 * 60),
+            lifetime: seconds(60 * 60),
+            reset: Reset::WhenDirty,
+            max_connecting_per_tenant: 4,
+            max_connecting_per_instance: 16,
+            connect_timeout: seconds(5),
+            retry: milliseconds(100),
+            retry_max: seconds(15),
+        }
+    }
+}
+
+/// `[pool]` of a tenant: what differs from the defaults.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct TenantPool {
+    pub mode: Option<PoolMode>,
+    pub max_backends: Option<u32>,
+    pub max_backends_per_role: Option<u32>,
+    pub min_backends: Option<u32>,
+    pub queue_timeout: Option<Period>,
+    pub idle_timeout: Option<Period>,
+    pub lifetime: Option<Period>,
+    pub reset: Option<Reset>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Limits {
+    pub max_clients: usize,
+    pub max_message: Size,
+    pub max_startup: Size,
+    pub max_prepared_per_client: usize,
+    pub max_prepared_per_backend: usize,
+    pub max_prepared_size: Size,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_clients: 10_000,
+            max_message: Size((1 << 30) - 1),
+            max_startup: Size(10_000),
+            max_prepared_per_client: 1000,
+            max_prepared_per_backend: 200,
+            max_prepared_size: Size(1 << 20),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Http {
+    pub address: OptionalAddress,
+    pub max_tenant_series: usize,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 9930));
+        Http { address: OptionalAddress(Some(address)), max_tenant_series: 500 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Log {
+    pub format: LogFormat,
+    pub filter: String,
+    pub sessions: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { format: LogFormat::Text, filter: "info".to_owned(), sessions: true }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Drain {
+    pub timeout: Period,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Drain { timeout: seconds(30) }
+    }
+}
+
+/// `[instances.<name>]`.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Instance {
+    pub host: Option<String>,
+    pub port: u16,
+    pub tls: Option<InstanceTls>,
+    pub tls_server_name: Option<String>,
+    pub tls_ca: Option<PathBuf>,
+    pub max_backends: u32,
+    pub system_identifier: Option<SystemIdentifier>,
+    pub region: Option<String>,
+}
+
+impl Default for Instance {
+    fn default() -> Self {
+        Instance {
+            host: None,
+            port: 5432,
+            tls: None,
+            tls_server_name: None,
+            tls_ca: None,
+            max_backends: 90,
+            system_identifier: None,
+            region: None,
+        }
+    }
+}
+
+/// `tenants.d/<id>.toml`, or `[tenants.<id>]` of `proxy.toml`.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tenant {
+    pub id: Option<String>,
+    pub instance: Option<String>,
+    pub state: TenantState,
+    pub database: Option<String>,
+    pub databases: Vec<String>,
+    pub allow: Vec<Cidr>,
+    pub client_ca: Option<PathBuf>,
+    pub client_certificate_required: bool,
+    pub roles: BTreeMap<String, Role>,
+    pub auth_query: Option<AuthQuery>,
+    pub service: Option<Service>,
+    pub pool: TenantPool,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Tenant {
+            id: None,
+            instance: None,
+            state: TenantState::Active,
+            database: None,
+            databases: Vec::new(),
+            allow: Vec::new(),
+            client_ca: None,
+            client_certificate_required: false,
+            roles: BTreeMap::new(),
+            auth_query: None,
+            service: None,
+            pool: TenantPool::default(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Role {
+    pub verifier: Option<Verifier>,
+    pub password: Option<Reference>,
+    pub certificate_cn: Option<String>,
+    pub valid_until: Option<Moment>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct AuthQuery {
+    pub query: String,
+    pub user: Option<String>,
+    pub password: Option<Reference>,
+    pub database: Option<String>,
+}
+
+impl Default for AuthQuery {
+    fn default() -> Self {
+        let query = "SELECT rolname::text, rolpassword, rolvaliduntil FROM pg_authid \
+                     WHERE rolname = $1 AND rolcanlogin";
+        AuthQuery { query: query.to_owned(), user: None, password: None, database: None }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Service {
+    pub user: Option<String>,
+    pub password: Option<Reference>,
+}

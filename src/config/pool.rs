@@ -1,0 +1,76 @@
+//! Pool settings: the defaults of `[pool]`, and a tenant's own over them.
+
+use super::file;
+use super::problem::Scope;
+use super::resolve::positive;
+use super::{PoolDefaults, TenantPool};
+
+pub(super) fn defaults(written: &file::Pool, mut scope: Scope<'_, '_>) -> PoolDefaults {
+    let defaults = TenantPool {
+        mode: written.mode,
+        max_backends: written.max_backends,
+        max_backends_per_role: written.max_backends_per_role.unwrap_or(written.max_backends),
+        min_backends: written.min_backends,
+        queue_timeout: positive(&mut scope, "queue_timeout", written.queue_timeout),
+        idle_timeout: positive(&mut scope, "idle_timeout", written.idle_timeout),
+        lifetime: positive(&mut scope, "lifetime", written.lifetime),
+        reset: written.reset,
+    };
+    check_bounds(&defaults, &mut scope);
+    let connecting = [
+        ("max_connecting_per_tenant", written.max_connecting_per_tenant),
+        ("max_connecting_per_instance", written.max_connecting_per_instance),
+    ];
+    for (key, number) in connecting {
+        scope.require(number > 0, key, "at least 1 is needed");
+    }
+    scope.require(written.retry.0 <= written.retry_max.0, "retry", "must not be longer than pool.retry_max");
+    PoolDefaults {
+        defaults,
+        max_connecting_per_tenant: written.max_connecting_per_tenant,
+        max_connecting_per_instance: written.max_connecting_per_instance,
+        connect_timeout: positive(&mut scope, "connect_timeout", written.connect_timeout),
+        retry: positive(&mut scope, "retry", written.retry),
+        retry_max: written.retry_max.0,
+    }
+}
+
+/// Inherited bounds give way to the tenant's own: `max_backends = 5` alone is complete, whatever the defaults are.
+pub(super) fn of_tenant(own: &file::TenantPool, base: &file::Pool, mut scope: Scope<'_, '_>) -> TenantPool {
+    let max_backends = own.max_backends.unwrap_or(base.max_backends);
+    let inherited = base.max_backends_per_role.map_or(max_backends, |most| most.min(max_backends));
+    let max_backends_per_role = own.max_backends_per_role.unwrap_or(inherited);
+    let min_backends = own.min_backends.unwrap_or(base.min_backends.min(max_backends_per_role));
+    let pool = TenantPool {
+        mode: own.mode.unwrap_or(base.mode),
+        max_backends,
+        max_backends_per_role,
+        min_backends,
+        queue_timeout: own.queue_timeout.unwrap_or(base.queue_timeout).0,
+        idle_timeout: own.idle_timeout.unwrap_or(base.idle_timeout).0,
+        lifetime: own.lifetime.unwrap_or(base.lifetime).0,
+        reset: own.reset.unwrap_or(base.reset),
+    };
+    // What is inherited was checked where it was written.
+    let times = [("queue_timeout", own.queue_timeout), ("idle_timeout", own.idle_timeout), ("lifetime", own.lifetime)];
+    for (key, period) in times {
+        period.map(|period| positive(&mut scope, key, period));
+    }
+    if own.max_backends.or(own.max_backends_per_role).or(own.min_backends).is_some() {
+        check_bounds(&pool, &mut scope);
+    }
+    pool
+}
+
+fn check_bounds(pool: &TenantPool, scope: &mut Scope<'_, '_>) {
+    let (most, per_role, least) = (pool.max_backends, pool.max_backends_per_role, pool.min_backends);
+    if most == 0 {
+        scope.problem("max_backends", "at least 1 is needed; state = \"suspended\" shuts a tenant out");
+    } else if per_role == 0 {
+        scope.problem("max_backends_per_role", "at least 1 is needed");
+    } else if per_role > most {
+        scope.problem("max_backends_per_role", format!("{per_role} is more than max_backends ({most})"));
+    } else if least > per_role {
+        scope.problem("min_backends", format!("{least} is more than one role may have ({per_role})"));
+    }
+}

@@ -1,0 +1,281 @@
+//! From what is written to the complete and checked [`Config`]: reads the files, fills in defaults, checks.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::document::{Document, join};
+use super::file::{self, File};
+use super::problem::{ConfigError, Gathered, Scope};
+use super::scalar::Period;
+use super::{
+    Auth, Config, Drain, Http, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode,
+    layers, pool, read, tenants,
+};
+
+/// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
+/// and `overrides` (dotted key, value), and everything that it refers to.
+///
+/// # Errors
+/// All problems that were found, each with file, key and remedy.
+pub fn load(path: Option<&Path>, overrides: &[(String, String)]) -> Result<Config, ConfigError> {
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    load_with(path, overrides, &environment.collect())
+}
+
+/// [`load`] with a given environment.
+pub(super) fn load_with(
+    path: Option<&Path>,
+    overrides: &[(String, String)],
+    environment: &HashMap<String, String>,
+) -> Result<Config, ConfigError> {
+    let path = path.unwrap_or(Path::new("proxy.toml"));
+    let mut gathered = Gathered { problems: Vec::new(), sources: BTreeSet::from([path.to_owned()]), environment };
+    let document = layers::merge(Document::read(path)?, overrides, &mut gathered);
+    let file: File = read::read(&document, &mut gathered);
+    let config = resolve(file, &document, &mut gathered);
+    match gathered.problems {
+        problems if problems.is_empty() => Ok(config),
+        problems => Err(ConfigError { problems }),
+    }
+}
+
+/// Where something is wrong, a stand-in is put: the caller returns the problems then.
+fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Config {
+    let mut scope = Scope { document, table: String::new(), gathered };
+    let listen = listen(file.listen, scope.enter("listen"));
+    let tls = tls(file.tls, &listen, scope.enter("tls"));
+    let auth = auth(&file.auth, scope.enter("auth"));
+    let pool = pool::defaults(&file.pool, scope.enter("pool"));
+    let limits = limits(&file.limits, scope.enter("limits"));
+    let http = Http { address: file.http.address.0, max_tenant_series: file.http.max_tenant_series };
+    let log = log(file.log, scope.enter("log"));
+    let drain = Drain { timeout: file.drain.timeout.0 };
+
+    let mut instances_scope = scope.enter("instances");
+    let instances: BTreeMap<String, Arc<Instance>> = file
+        .instances
+        .into_iter()
+        .map(|(name, written)| {
+            let scope = instances_scope.enter(&name);
+            (name.clone(), Arc::new(instance(name, written, scope)))
+        })
+        .collect();
+    let shared = tenants::Shared { instances: &instances, pool: &file.pool, tls: tls.mode };
+    let (tenants, ids) = tenants::resolve(&file.tenants_dir, file.tenants, &shared, &mut scope);
+    let routing = routing(file.routing, &ids, scope.enter("routing"));
+
+    let sources: Vec<PathBuf> = std::mem::take(&mut gathered.sources).into_iter().collect();
+    Config { sources, listen, tls, routing, auth, pool, limits, http, log, drain, instances, tenants }
+}
+
+/// A time limit that must not be zero, which some would read as "none".
+pub(super) fn positive(scope: &mut Scope<'_, '_>, key: &str, period: Period) -> Duration {
+    let message = "must not be 0; for as good as no limit write a long time, e.g. \"365d\"";
+    scope.require(!period.0.is_zero(), key, message);
+    period.0
+}
+
+fn listen(written: file::Listen, mut scope: Scope<'_, '_>) -> Listen {
+    let addresses: Vec<_> = written.addresses.iter().map(|address| address.0).collect();
+    scope.require(!addresses.is_empty(), "addresses", "at least one address is needed");
+    let fixed: Vec<_> = addresses.iter().filter(|address| address.port() != 0).collect();
+    let distinct: BTreeSet<_> = fixed.iter().collect();
+    scope.require(distinct.len() == fixed.len(), "addresses", "an address occurs twice");
+    let unix_socket_dir = written.unix_socket_dir.map(|dir| scope.path(&dir));
+    if let Some(dir) = &unix_socket_dir {
+        scope.require(dir.is_dir(), "unix_socket_dir", format!("no folder {}; make it first", dir.display()));
+    }
+    scope.require(written.workers != Some(0), "workers", "at least 1 is needed");
+    scope.require(written.backlog > 0, "backlog", "at least 1 is needed");
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    Listen {
+        addresses,
+        unix_socket_dir,
+        unix_socket_mode: written.unix_socket_mode.0,
+        backlog: written.backlog,
+        workers: written.workers.unwrap_or_else(cores),
+    }
+}
+
+fn tls(written: file::Tls, listen: &Listen, mut scope: Scope<'_, '_>) -> Tls {
+    let dir = scope.path(&written.certificates);
+    let named = written.certificates != Path::new(file::CERTIFICATES);
+    if named {
+        scope.require(dir.is_dir(), "certificates", format!("no folder {}", dir.display()));
+    }
+    let present = std::fs::read_dir(&dir).is_ok_and(|mut entries| {
+        entries.any(|entry| entry.is_ok_and(|entry| entry.path().extension().is_some_and(|ending| ending == "crt")))
+    });
+    let local = listen.addresses.iter().all(|address| address.ip().is_loopback());
+    let mode = written.mode.unwrap_or(match (local, present) {
+        (false, _) => TlsMode::Required,
+        (true, true) => TlsMode::Preferred,
+        (true, false) => TlsMode::Off,
+    });
+    if mode != TlsMode::Off && !present {
+        let why = match written.mode {
+            Some(_) => "is switched on",
+            None => "is required, since clients of other machines can connect (listen.addresses)",
+        };
+        let dir = dir.display();
+        scope.problem(
+            "certificates",
+            format!(
+                "TLS {why}, and {dir}/ holds no *.crt; put <name>.crt and <name>.key there, or set tls.mode = \"off\""
+            ),
+        );
+    }
+    if let Some(name) = &written.default_certificate {
+        let path = dir.join(format!("{name}.crt"));
+        scope.require(path.is_file(), "default_certificate", format!("no file {}", path.display()));
+    }
+    if dir.is_dir() {
+        scope.gathered.sources.insert(dir.clone());
+    }
+    Tls { mode, certificates: present.then_some(dir), default_certificate: written.default_certificate }
+}
+
+fn routing(written: file::Routing, tenants: &BTreeSet<String>, mut scope: Scope<'_, '_>) -> Routing {
+    let sni_domains: Vec<String> = written.sni_domains.iter().map(|domain| domain.to_ascii_lowercase()).collect();
+    for domain in &sni_domains {
+        if let Some(rest) = domain.strip_prefix('.').or_else(|| domain.strip_prefix("*.")) {
+            scope.problem("sni_domains", format!("{domain:?}: write it without the beginning: {rest:?}"));
+        } else {
+            let message = format!("{domain:?} is no domain; write e.g. \"db.example.com\"");
+            scope.require(is_domain(domain), "sni_domains", message);
+        }
+    }
+    let mut databases = scope.enter("databases");
+    for (database, tenant) in &written.databases {
+        if !tenants.contains(tenant) {
+            let message = super::unknown::name("tenant", tenant, tenants.iter().map(String::as_str));
+            databases.problem(&join("", database), message);
+        }
+    }
+    Routing {
+        sni_domains,
+        options: written.options,
+        user_suffix: written.user_suffix.0,
+        databases: written.databases,
+        client_certificate: written.client_certificate,
+    }
+}
+
+/// Host name syntax (RFC 1123 section 2.1), with room for a tenant's label in front.
+fn is_domain(name: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 - 64 && name.split('.').all(label)
+}
+
+fn auth(written: &file::Auth, mut scope: Scope<'_, '_>) -> Auth {
+    scope.require(written.mock_iterations > 0, "mock_iterations", "at least 1 is needed");
+    let order = written.backoff.0 <= written.backoff_max.0;
+    scope.require(order, "backoff", "must not be longer than auth.backoff_max");
+    Auth {
+        login_timeout: positive(&mut scope, "login_timeout", written.login_timeout),
+        free_attempts: written.free_attempts,
+        backoff: positive(&mut scope, "backoff", written.backoff),
+        backoff_max: written.backoff_max.0,
+        verifier_ttl: written.verifier_ttl.0,
+        cleartext: written.cleartext,
+        mock_iterations: written.mock_iterations,
+    }
+}
+
+fn limits(written: &file::Limits, mut scope: Scope<'_, '_>) -> Limits {
+    // The protocol's own bound (MaxAllocSize); 64 bytes hold the shortest sensible StartupMessage and error.
+    let mut size = |key: &str, bytes: u64, least: u32| {
+        let most = (1 << 30) - 1;
+        match u32::try_from(bytes) {
+            Ok(bytes) if (least..=most).contains(&bytes) => bytes,
+            _ => {
+                scope.problem(key, format!("{bytes} bytes; possible are {least} to {most}"));
+                least
+            }
+        }
+    };
+    let max_message = size("max_message", written.max_message.0, 1024);
+    let max_startup = size("max_startup", written.max_startup.0, 64);
+    let max_prepared_size = size("max_prepared_size", written.max_prepared_size.0, 0) as usize;
+    scope.require(written.max_clients > 0, "max_clients", "at least 1 is needed");
+    scope.require(written.max_prepared_per_client > 0, "max_prepared_per_client", "at least 1 is needed");
+    scope.require(written.max_prepared_per_backend > 0, "max_prepared_per_backend", "at least 1 is needed");
+    Limits {
+        max_clients: written.max_clients,
+        max_message,
+        max_startup,
+        max_prepared_per_client: written.max_prepared_per_client,
+        max_prepared_per_backend: written.max_prepared_per_backend,
+        max_prepared_size,
+    }
+}
+
+fn log(written: file::Log, mut scope: Scope<'_, '_>) -> Log {
+    if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&written.filter) {
+        scope.problem(
+            "filter",
+            format!(
+                "{:?} is no filter ({error}); write e.g. \"info\" or \"info,pgtenant::pool=debug\"",
+                written.filter
+            ),
+        );
+    }
+    Log { format: written.format, filter: written.filter, sessions: written.sessions }
+}
+
+fn instance(name: String, written: file::Instance, mut scope: Scope<'_, '_>) -> Instance {
+    if let Err(message) = tenants::check_id(&name) {
+        scope.problem("", format!("an instance's name {message}"));
+    }
+    if written.host.is_none() {
+        scope.problem("host", "missing; write a host name, an address or a socket's folder");
+    }
+    let host = written.host.unwrap_or_default();
+    let ip: Option<IpAddr> = host.parse().ok();
+    let folder = host.starts_with('/');
+    if !folder && ip.is_none() && host.contains([':', ' ', '/', '[']) {
+        scope
+            .problem("host", format!("{host:?} is no host; a port goes into `port`, further settings into their keys"));
+    }
+    scope.require(written.port != 0, "port", "must not be 0");
+    scope.require(written.max_backends > 0, "max_backends", "at least 1 is needed");
+    let tls_ca = written.tls_ca.map(|ca| scope.file("tls_ca", &ca));
+    let local = folder || host == "localhost" || ip.is_some_and(|ip| ip.is_loopback());
+    let tls = written.tls.unwrap_or(match (&tls_ca, local) {
+        (Some(_), _) => InstanceTls::VerifyFull,
+        (None, false) => InstanceTls::Require,
+        (None, true) => InstanceTls::Off,
+    });
+    let verifies = matches!(tls, InstanceTls::VerifyCa | InstanceTls::VerifyFull);
+    if folder && tls != InstanceTls::Off {
+        scope.problem("tls", "PostgreSQL has no TLS on Unix sockets; leave out tls and tls_ca");
+    } else if verifies && tls_ca.is_none() {
+        scope.problem("tls_ca", "needed to verify the instance's certificate; name the CA's PEM file");
+    } else if !verifies && tls_ca.is_some() {
+        scope.problem("tls", "does not look at certificates, but tls_ca is set; use verify-full or verify-ca");
+    }
+    let port = written.port;
+    let address = match folder {
+        true => InstanceAddress::Unix { dir: PathBuf::from(&host), port },
+        false => InstanceAddress::Tcp { host: host.clone(), port },
+    };
+    Instance {
+        name,
+        address,
+        tls,
+        tls_server_name: written.tls_server_name.unwrap_or(host),
+        tls_ca,
+        max_backends: written.max_backends,
+        system_identifier: written.system_identifier.map(|id| id.0),
+        region: written.region,
+    }
+}

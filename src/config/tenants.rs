@@ -1,0 +1,284 @@
+//! Tenants: the records of `tenants.d/` and of `[tenants.*]`, checked alone and against each other.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::document::Document;
+use super::file;
+use super::problem::{Gathered, Problem, Scope};
+use super::secret::{Secret, Verifier};
+use super::{AuthQuery, Databases, Instance, InstanceAddress, Role, Service, Tenant, TlsMode, pool, read, unknown};
+
+/// What the records refer to.
+pub(super) struct Shared<'a> {
+    pub instances: &'a BTreeMap<String, Arc<Instance>>,
+    pub pool: &'a file::Pool,
+    pub tls: TlsMode,
+}
+
+/// The tenants that are right, and the ids of all.
+type Tenants = (BTreeMap<String, Arc<Tenant>>, BTreeSet<String>);
+
+/// Resolves the inline tenants, and those in the folder `dir` (as written in `proxy.toml`, whose scope is given).
+pub(super) fn resolve(
+    dir: &Path,
+    inline: BTreeMap<String, file::Tenant>,
+    shared: &Shared<'_>,
+    proxy: &mut Scope<'_, '_>,
+) -> Tenants {
+    let mut tenants = BTreeMap::new();
+    let mut ids: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for (id, written) in inline {
+        ids.insert(id.clone(), proxy.document.path.clone());
+        let mut tables = proxy.enter("tenants");
+        if let Some(tenant) = tenant(&id, written, shared, tables.enter(&id)) {
+            tenants.insert(id, Arc::new(tenant));
+        }
+    }
+    for path in record_files(dir, proxy) {
+        let id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(first) = ids.get(&id) {
+            let message = format!("tenant {id:?} is in {} already; keep one of them", first.display());
+            proxy.gathered.add(Problem::of_file(&path, message));
+            continue;
+        }
+        ids.insert(id.clone(), path.clone());
+        if let Some(tenant) = record(&path, &id, shared, proxy.gathered) {
+            tenants.insert(id, Arc::new(tenant));
+        }
+    }
+    check_overlap(&tenants, &proxy.document.path, proxy.gathered);
+    (tenants, ids.into_keys().collect())
+}
+
+/// The records in the folder by name. Others than `*.toml` (editors' copies, secrets) are passed over.
+fn record_files(written: &Path, proxy: &mut Scope<'_, '_>) -> Vec<PathBuf> {
+    let dir = proxy.path(written);
+    let named = written != Path::new(file::TENANTS_DIR);
+    let entries = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => return Vec::new(),
+        Err(error) => {
+            proxy.problem("tenants_dir", format!("cannot read folder {}: {error}", dir.display()));
+            return Vec::new();
+        }
+    };
+    proxy.gathered.sources.insert(dir.clone());
+    let mut files = Vec::new();
+    for entry in entries {
+        match entry {
+            Ok(entry) => files.push(entry.path()),
+            Err(error) => proxy.problem("tenants_dir", format!("cannot read folder {}: {error}", dir.display())),
+        }
+    }
+    let hidden = |path: &Path| path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "toml") && !hidden(path));
+    files.sort();
+    files
+}
+
+fn record(path: &Path, id: &str, shared: &Shared<'_>, gathered: &mut Gathered<'_>) -> Option<Tenant> {
+    let document = Document::read(path).map_err(|problem| gathered.add(problem)).ok()?;
+    let written: file::Tenant = read::read(&document, gathered);
+    tenant(id, written, shared, Scope { document: &document, table: String::new(), gathered })
+}
+
+/// What is wrong with an id, for a message that begins with whose it is.
+pub(super) fn check_id(id: &str) -> Result<(), &'static str> {
+    let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    if id.len() > 63 {
+        Err("has at most 63 characters, as a DNS label")
+    } else if !id.bytes().next().is_some_and(known) {
+        Err("begins with a lower-case letter or digit")
+    } else if !id.bytes().all(|b| known(b) || b == b'-' || b == b'_') {
+        Err("consists of lower-case letters, digits, - and _")
+    } else {
+        Ok(())
+    }
+}
+
+/// None only without an instance; every other problem is reported and worked around.
+fn tenant(id: &str, written: file::Tenant, shared: &Shared<'_>, mut scope: Scope<'_, '_>) -> Option<Tenant> {
+    if let Err(message) = check_id(id) {
+        scope.problem("", format!("tenant {id:?}: an id {message}"));
+    }
+    if let Some(other) = written.id.filter(|other| other != id) {
+        scope.problem("id", format!("{other:?}, but the record's name says {id:?}; make them agree or leave it out"));
+    }
+    let database = written.database.unwrap_or_else(|| id.to_owned());
+    scope.require(!database.is_empty(), "database", "must not be empty");
+    if written.roles.is_empty() && written.auth_query.is_none() {
+        scope.problem("", format!("tenant {id:?} has neither [roles.*] nor [auth_query]: nobody could log in"));
+    }
+    let has_query = written.auth_query.is_some();
+    let roles = written
+        .roles
+        .into_iter()
+        .map(|(name, role)| {
+            let mut table = scope.enter("roles");
+            let role = self::role(role, has_query, table.enter(&name));
+            (name, role)
+        })
+        .collect();
+    let client_ca = written.client_ca.map(|ca| scope.file("client_ca", &ca));
+    if written.client_certificate_required {
+        scope.require(client_ca.is_some(), "client_certificate_required", "needs client_ca");
+        scope.require(shared.tls != TlsMode::Off, "client_certificate_required", "needs TLS, but tls.mode is off");
+    }
+    let pool = pool::of_tenant(&written.pool, shared.pool, scope.enter("pool"));
+    let databases = databases(written.databases, &mut scope);
+    let auth_query = written.auth_query.map(|query| auth_query(query, &database, scope.enter("auth_query")));
+    let service = written.service.map(|service| self::service(service, scope.enter("service")));
+    Some(Tenant {
+        id: id.to_owned(),
+        source: scope.document.path.clone(),
+        instance: instance(written.instance, shared, &mut scope)?,
+        state: written.state,
+        database,
+        databases,
+        roles,
+        auth_query,
+        service,
+        allow: written.allow.into_iter().map(|network| network.0).collect(),
+        client_ca,
+        client_certificate_required: written.client_certificate_required,
+        pool,
+    })
+}
+
+fn instance(name: Option<String>, shared: &Shared<'_>, scope: &mut Scope<'_, '_>) -> Option<Arc<Instance>> {
+    let Some(name) = name else {
+        scope.problem("instance", "missing; name one of [instances.*] in proxy.toml");
+        return None;
+    };
+    let found = shared.instances.get(&name).cloned();
+    if found.is_none() {
+        let known = shared.instances.keys().map(String::as_str);
+        scope.problem("instance", unknown::name("instance", &name, known));
+    }
+    found
+}
+
+fn databases(names: Vec<String>, scope: &mut Scope<'_, '_>) -> Databases {
+    if names.iter().any(|name| name == "*") {
+        scope.require(names.len() == 1, "databases", "\"*\" stands for all: write it alone, or the names");
+        return Databases::All;
+    }
+    scope.require(names.iter().all(|name| !name.is_empty()), "databases", "a name must not be empty");
+    Databases::Named(names)
+}
+
+fn role(written: file::Role, has_query: bool, mut scope: Scope<'_, '_>) -> Role {
+    let (verifier, password) = (written.verifier, written.password);
+    if verifier.is_some() && password.is_some() {
+        scope.problem("", "has both verifier and password; keep one");
+    }
+    if verifier.is_none() && password.is_none() && written.certificate_cn.is_none() && !has_query {
+        scope.problem("", "needs one of verifier, password and certificate_cn (or the tenant an [auth_query])");
+    }
+    scope.require(written.certificate_cn.as_deref() != Some(""), "certificate_cn", "must not be empty");
+    let verifier = match verifier {
+        Some(Verifier::Plain(text)) => Some(text),
+        Some(Verifier::Reference(reference)) => scope.secret("verifier", &reference),
+        None => None,
+    };
+    let known = verifier.as_ref().is_none_or(is_verifier);
+    scope.require(
+        known,
+        "verifier",
+        "begins neither with SCRAM-SHA-256$ nor with md5; copy it from pg_authid.rolpassword",
+    );
+    Role {
+        verifier,
+        password: password.and_then(|reference| scope.secret("password", &reference)),
+        certificate_cn: written.certificate_cn,
+        valid_until: written.valid_until.map(|moment| moment.0),
+    }
+}
+
+/// By the forms of `pg_authid.rolpassword` (PostgreSQL manual, 52.8). A password that begins with `md5` is none.
+fn is_verifier(secret: &Secret) -> bool {
+    let text = secret.expose();
+    let md5 =
+        text.strip_prefix("md5").is_some_and(|hash| hash.len() == 32 && hash.bytes().all(|b| b.is_ascii_hexdigit()));
+    text.starts_with("SCRAM-SHA-256$") || md5
+}
+
+fn auth_query(written: file::AuthQuery, database: &str, mut scope: Scope<'_, '_>) -> AuthQuery {
+    scope.require(written.query.contains("$1"), "query", "has no $1, which stands for the role");
+    let user = user(written.user, &mut scope);
+    AuthQuery {
+        query: written.query,
+        user,
+        password: written.password.and_then(|reference| scope.secret("password", &reference)),
+        database: written.database.unwrap_or_else(|| database.to_owned()),
+    }
+}
+
+fn service(written: file::Service, mut scope: Scope<'_, '_>) -> Service {
+    let user = user(written.user, &mut scope);
+    Service { user, password: written.password.and_then(|reference| scope.secret("password", &reference)) }
+}
+
+fn user(written: Option<String>, scope: &mut Scope<'_, '_>) -> String {
+    let user = written.unwrap_or_default();
+    scope.require(!user.is_empty(), "user", "missing; name the role to log in with");
+    user
+}
+
+/// No database may belong to two tenants, whatever their instances are called.
+fn check_overlap(tenants: &BTreeMap<String, Arc<Tenant>>, proxy: &Path, gathered: &mut Gathered<'_>) {
+    let mut by_address: HashMap<&InstanceAddress, Vec<&Tenant>> = HashMap::new();
+    for tenant in tenants.values() {
+        by_address.entry(&tenant.instance.address).or_default().push(tenant);
+    }
+    let mut problems = Vec::new();
+    for neighbours in by_address.values() {
+        problems.extend(neighbours.iter().filter_map(|tenant| not_alone(tenant, neighbours)));
+        problems.extend(shared_databases(neighbours));
+    }
+    problems.sort_by(|(a, ..), (b, ..)| a.id.cmp(&b.id));
+    for (tenant, key, message) in problems {
+        let mut problem = Problem::of_file(&tenant.source, message);
+        // An inline tenant shares its file with others.
+        problem.key = if tenant.source == proxy { format!("tenants.{}.{key}", tenant.id) } else { key.to_owned() };
+        gathered.add(problem);
+    }
+}
+
+/// A tenant, the key at fault, and the message.
+type Overlap<'a> = (&'a Tenant, &'static str, String);
+
+fn not_alone<'a>(tenant: &'a Tenant, neighbours: &[&Tenant]) -> Option<Overlap<'a>> {
+    if tenant.databases != Databases::All {
+        return None;
+    }
+    let other = neighbours.iter().find(|other| other.id != tenant.id)?;
+    let message = format!(
+        "\"*\" needs an instance of the tenant's own, but {:?} uses {:?} as well; list the names",
+        other.id, tenant.instance.name
+    );
+    Some((tenant, "databases", message))
+}
+
+fn shared_databases<'a>(neighbours: &[&'a Tenant]) -> Vec<Overlap<'a>> {
+    let mut owners: HashMap<&str, &Tenant> = HashMap::new();
+    let mut overlaps = Vec::new();
+    for tenant in neighbours {
+        let further: &[String] = match &tenant.databases {
+            Databases::Named(names) => names,
+            Databases::All => &[],
+        };
+        let further = further.iter().map(|name| ("databases", name));
+        for (key, name) in std::iter::once(("database", &tenant.database)).chain(further) {
+            let owner = owners.entry(name).or_insert(tenant);
+            if owner.id != tenant.id {
+                let (owner, instance) = (&owner.id, &tenant.instance.name);
+                let message = format!("{name:?} on instance {instance:?} belongs to tenant {owner:?} already");
+                overlaps.push((*tenant, key, message));
+            }
+        }
+    }
+    overlaps
+}
