@@ -20,3 +20,4 @@ pub mod workers;
 
 // What the operator wrote.
 pub mod config;
+pub mod logging;
