@@ -21,3 +21,6 @@ pub mod workers;
 // What the operator wrote.
 pub mod config;
 pub mod logging;
+
+// Towards peers: sockets, TLS, who somebody is.
+pub mod net;

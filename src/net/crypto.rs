@@ -1,0 +1,19 @@
+//! The cryptography under TLS, chosen by a feature of the build: aws-lc-rs, or ring.
+
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+
+#[cfg(feature = "aws-lc")]
+use rustls::crypto::aws_lc_rs as provider;
+#[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+use rustls::crypto::ring as provider;
+
+#[cfg(not(any(feature = "aws-lc", feature = "ring")))]
+compile_error!("TLS needs cryptography: build with the feature `aws-lc` (default) or `ring`");
+
+/// The provider for every TLS configuration. It is handed over explicitly each time: nothing is installed
+/// process-wide, where the first library to do so would decide for all.
+pub fn crypto_provider() -> Arc<CryptoProvider> {
+    Arc::new(provider::default_provider())
+}

@@ -1,0 +1,21 @@
+//! Sockets and TLS on both sides: streams, certificates by SNI towards clients, trust towards instances.
+
+pub mod certificates;
+pub mod crypto;
+mod dial;
+mod endpoint;
+pub mod instance_tls;
+pub mod pem;
+pub mod server_tls;
+pub mod stream;
+pub mod x509;
+
+#[cfg(test)]
+mod test_certificates;
+
+pub use crypto::crypto_provider;
+pub use dial::{DialError, Place, dial};
+pub use endpoint::Endpoint;
+pub use instance_tls::{InstanceTlsClient, InstanceTlsError};
+pub use server_tls::{ServerTls, ServerTlsError};
+pub use x509::CertificateFacts;

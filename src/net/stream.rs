@@ -1,0 +1,209 @@
+//! A byte stream to a peer, plain or under TLS, and the exact reads of the handshake phases.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BytesMut};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::wire::{FrameError, HEADER, Header};
+
+/// A socket as the kernel gives it.
+#[derive(Debug)]
+pub enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A socket taken off its runtime, on its way to another one.
+#[derive(Debug)]
+pub enum DetachedSocket {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Socket {
+    /// Takes the socket off the current runtime's reactor.
+    pub fn detach(self) -> io::Result<DetachedSocket> {
+        Ok(match self {
+            Socket::Tcp(stream) => DetachedSocket::Tcp(stream.into_std()?),
+            Socket::Unix(stream) => DetachedSocket::Unix(stream.into_std()?),
+        })
+    }
+}
+
+impl DetachedSocket {
+    /// Registers the socket with the current runtime's reactor.
+    pub fn attach(self) -> io::Result<Socket> {
+        Ok(match self {
+            DetachedSocket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+            DetachedSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
+        })
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A socket with its encryption settled.
+#[derive(Debug)]
+pub enum Stream {
+    Plain(Socket),
+    /// From a client.
+    Accepted(Box<tokio_rustls::server::TlsStream<Socket>>),
+    /// To an instance.
+    Connected(Box<tokio_rustls::client::TlsStream<Socket>>),
+}
+
+impl Stream {
+    pub fn is_tls(&self) -> bool {
+        !matches!(self, Stream::Plain(_))
+    }
+}
+
+impl AsyncRead for Stream {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
+            Stream::Accepted(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            Stream::Connected(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
+            Stream::Accepted(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+            Stream::Connected(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+        }
+    }
+
+    #[inline]
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Stream::Accepted(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Stream::Connected(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Stream::Accepted(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Stream::Connected(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Why a message could not be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    #[error("the connection was closed")]
+    Closed,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// A stream during a handshake: whole messages in, whole messages out.
+#[derive(Debug)]
+pub struct MessageStream {
+    stream: Stream,
+    received: BytesMut,
+}
+
+impl MessageStream {
+    pub fn new(stream: Stream) -> Self {
+        MessageStream { stream, received: BytesMut::new() }
+    }
+
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// The stream, and what the peer sent beyond the messages taken so far.
+    pub fn into_parts(self) -> (Stream, BytesMut) {
+        (self.stream, self.received)
+    }
+
+    /// One message with a payload of at most `max` bytes. Cancel safe: what was read stays for the next call.
+    pub async fn read(&mut self, max: usize) -> Result<(u8, BytesMut), ReadError> {
+        loop {
+            if let Some(header) = Header::read(&self.received, max)? {
+                let whole = HEADER + header.payload;
+                if self.received.len() >= whole {
+                    let mut message = self.received.split_to(whole);
+                    message.advance(HEADER);
+                    return Ok((header.tag, message));
+                }
+                self.received.reserve(whole - self.received.len());
+            }
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return Err(ReadError::Closed);
+            }
+        }
+    }
+
+    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
+    }
+
+    /// Ends our direction and reads what the peer still sends: closing over unread bytes would take our last words away
+    /// from it. Takes as long as the peer lets it: put a deadline around it.
+    pub async fn end(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await?;
+        let mut rest = [0; 1024];
+        while self.stream.read(&mut rest).await? > 0 {}
+        Ok(())
+    }
+
+    /// Exactly one untyped message (startup phase): `length` tells the whole length from the first four bytes.
+    /// Nothing beyond it is taken from the socket.
+    pub async fn read_untyped<E>(&mut self, length: impl FnOnce([u8; 4]) -> Result<usize, E>) -> Result<Vec<u8>, E>
+    where
+        E: From<io::Error>,
+    {
+        let mut first = [0; 4];
+        self.stream.read_exact(&mut first).await?;
+        let mut message = vec![0; length(first)?];
+        message[..4].copy_from_slice(&first);
+        self.stream.read_exact(&mut message[4..]).await?;
+        Ok(message)
+    }
+}
