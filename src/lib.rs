@@ -24,3 +24,4 @@ pub mod logging;
 
 // Towards peers: sockets, TLS, who somebody is.
 pub mod net;
+pub mod auth;
