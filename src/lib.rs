@@ -25,3 +25,6 @@ pub mod logging;
 // Towards peers: sockets, TLS, who somebody is.
 pub mod net;
 pub mod auth;
+
+// Tenants and their backends.
+pub mod tenant;

@@ -1,0 +1,319 @@
+//! What a role's login is checked against: the tenant's record, or a query in the tenant's own database.
+//!
+//! Answers are kept for a while, also those that say "no such role". Where any tenant has an `auth_query`, the first
+//! login of every (tenant, role) takes as long as one, whether it needs it or not and whether the tenant exists or
+//! not: who asks learns nothing from the time.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio_postgres::NoTls;
+
+use super::Tenant;
+use crate::auth::{Mock, ScramVerifier, Verifier, VerifierError};
+use crate::config::{self, AuthQuery, Secret};
+use crate::net::{DialError, InstanceTlsError, Place, dial};
+
+/// Remembered answers, all tenants together; beyond that, any one makes room.
+const MAX_REMEMBERED: usize = 50_000;
+/// A failed login against an answer younger than this does not make us ask again.
+const FRESH: Duration = Duration::from_secs(1);
+/// Connections for one tenant's auth queries.
+const QUERY_CONNECTIONS: u32 = 2;
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is known of a role.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    pub verifier: Option<Verifier>,
+    /// The role's password, where the record has it: backends log in with it.
+    pub password: Option<Secret>,
+    /// The common name of a client certificate that is enough.
+    pub certificate_cn: Option<String>,
+    pub valid_until: Option<OffsetDateTime>,
+}
+
+impl Credential {
+    pub fn is_expired(&self, now: OffsetDateTime) -> bool {
+        self.valid_until.is_some_and(|until| now >= until)
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum LookupError {
+    #[error("tenant {tenant}: role \"{role}\": {source}")]
+    Verifier { tenant: String, role: String, source: VerifierError },
+    #[error("tenant {tenant}: auth_query: {reason}")]
+    Query { tenant: String, reason: String },
+    #[error("tenant {tenant}: auth_query: {source}")]
+    Tls { tenant: String, source: InstanceTlsError },
+}
+
+/// Connections for auth queries to one tenant's database.
+type QueryPool = bb8::Pool<QueryConnections>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Verifiers {
+    ttl: Duration,
+    /// Where the record has a password, its verifier gets the salt that a mock exchange would show.
+    mock: Mock,
+    remembered: Mutex<HashMap<(String, String), Remembered, ahash::RandomState>>,
+    queries: Mutex<HashMap<String, (Arc<AuthSource>, QueryPool)>>,
+    /// How long auth queries take, smoothed; 0 before the first.
+    query_micros: AtomicU64,
+}
+
+#[derive(Debug, Clone)]
+struct Remembered {
+    at: Instant,
+    /// The tenant as it was then: a moved one is another.
+    tenant: Option<Arc<config::Tenant>>,
+    credential: Option<Arc<Credential>>,
+}
+
+/// What a pool of query connections was made for.
+#[derive(Debug, PartialEq)]
+struct AuthSource {
+    instance: Arc<config::Instance>,
+    query: AuthQuery,
+}
+
+impl Verifiers {
+    pub fn new(ttl: Duration, mock: Mock) -> Self {
+        Verifiers {
+            ttl,
+            mock,
+            remembered: Mutex::default(),
+            queries: Mutex::default(),
+            query_micros: AtomicU64::new(0),
+        }
+    }
+
+    /// The role's credential; none for an unknown role or tenant.
+    ///
+    /// # Errors
+    /// The record's verifier is malformed, or the query failed.
+    pub async fn find(
+        &self,
+        name: &str,
+        tenant: Option<&Tenant>,
+        role: &str,
+    ) -> Result<Option<Arc<Credential>>, LookupError> {
+        let record = tenant.map(Tenant::record);
+        let key = (name.to_owned(), role.to_owned());
+        let now = Instant::now();
+        if let Some(known) = self.lock().get(&key)
+            && now.duration_since(known.at) < self.ttl
+            && same_record(&known.tenant, &record)
+        {
+            return Ok(known.credential.clone());
+        }
+        let credential = match &record {
+            None => None,
+            Some(record) => match self.recorded(record, role)? {
+                Some(credential) => Some(credential),
+                None => self.ask(record, role).await?,
+            },
+        };
+        let credential = credential.map(Arc::new);
+        let usual = Duration::from_micros(self.query_micros.load(Ordering::Relaxed));
+        tokio::time::sleep_until((now + usual).into()).await;
+        self.remember(key, Remembered { at: Instant::now(), tenant: record, credential: credential.clone() });
+        Ok(credential)
+    }
+
+    /// A login failed: unless it was asked for just now, the answer is asked for again at the next login.
+    pub fn doubt(&self, tenant: &str, role: &str) {
+        let key = (tenant.to_owned(), role.to_owned());
+        let mut remembered = self.lock();
+        if remembered.get(&key).is_some_and(|known| known.at.elapsed() >= FRESH) {
+            remembered.remove(&key);
+        }
+    }
+
+    /// Drops connections of tenants that are gone or ask elsewhere now.
+    pub fn forget(&self, tenant: &str) {
+        self.queries.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), Remembered, ahash::RandomState>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, key: (String, String), known: Remembered) {
+        let mut remembered = self.lock();
+        if remembered.len() >= MAX_REMEMBERED
+            && let Some(any) = remembered.keys().next().cloned()
+        {
+            remembered.remove(&any);
+        }
+        remembered.insert(key, known);
+    }
+
+    /// A role without verifier and password may still be known by its certificate.
+    fn recorded(&self, record: &config::Tenant, role: &str) -> Result<Option<Credential>, LookupError> {
+        let Some(known) = record.roles.get(role) else { return Ok(None) };
+        let verifier = match (&known.verifier, &known.password) {
+            (Some(text), _) => Some(parse(record, role, text.expose())?),
+            (None, Some(password)) => {
+                let mock = self.mock.verifier(&record.id, role);
+                let verifier = ScramVerifier::from_password(password.expose(), mock.salt(), mock.iterations()).0;
+                Some(Verifier::Scram(verifier))
+            }
+            (None, None) => None,
+        };
+        Ok(Some(Credential {
+            verifier,
+            password: known.password.clone(),
+            certificate_cn: known.certificate_cn.clone(),
+            valid_until: known.valid_until,
+        }))
+    }
+
+    async fn ask(&self, record: &config::Tenant, role: &str) -> Result<Option<Credential>, LookupError> {
+        let Some(query) = &record.auth_query else { return Ok(None) };
+        let failed = |reason: String| LookupError::Query { tenant: record.id.clone(), reason };
+        let pool = self.query_pool(record, query)?;
+        let begun = Instant::now();
+        let connection = pool.get().await.map_err(|error| failed(error.to_string()))?;
+        let row = tokio::time::timeout(QUERY_TIMEOUT, connection.query_opt(query.query.as_str(), &[&role]))
+            .await
+            .map_err(|_| failed(format!("no answer within {} s", QUERY_TIMEOUT.as_secs())))?
+            .map_err(|error| failed(with_sources(&error)))?;
+        let took = begun.elapsed().as_micros() as u64;
+        let before = self.query_micros.load(Ordering::Relaxed);
+        self.query_micros.store(if before == 0 { took } else { (before * 7 + took) / 8 }, Ordering::Relaxed);
+        let Some(row) = row else { return Ok(None) };
+        let column = |error: tokio_postgres::Error| {
+            failed(format!(
+                "{}; it must give role (text), verifier (text), valid until (timestamptz)",
+                with_sources(&error)
+            ))
+        };
+        let verifier: Option<String> = row.try_get(1).map_err(column)?;
+        let valid_until = if row.len() > 2 { valid_until(&row).map_err(column)? } else { None };
+        Ok(Some(Credential {
+            verifier: verifier.map(|text| parse(record, role, &text)).transpose()?,
+            password: None,
+            certificate_cn: None,
+            valid_until,
+        }))
+    }
+
+    fn query_pool(&self, record: &config::Tenant, query: &AuthQuery) -> Result<QueryPool, LookupError> {
+        let source = AuthSource { instance: record.instance.clone(), query: query.clone() };
+        let mut queries = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((made_for, pool)) = queries.get(&record.id)
+            && **made_for == source
+        {
+            return Ok(pool.clone());
+        }
+        let place = Place::new(record.instance.clone())
+            .map_err(|source| LookupError::Tls { tenant: record.id.clone(), source })?;
+        let manager = QueryConnections { place, config: query_config(&source) };
+        let pool = bb8::Pool::builder()
+            .max_size(QUERY_CONNECTIONS)
+            .connection_timeout(QUERY_TIMEOUT)
+            .idle_timeout(Some(Duration::from_secs(60)))
+            .build_unchecked(manager);
+        queries.insert(record.id.clone(), (Arc::new(source), pool.clone()));
+        Ok(pool)
+    }
+}
+
+/// Both absent, or the very same record.
+fn same_record(one: &Option<Arc<config::Tenant>>, other: &Option<Arc<config::Tenant>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+fn parse(record: &config::Tenant, role: &str, text: &str) -> Result<Verifier, LookupError> {
+    Verifier::parse(text).map_err(|source| LookupError::Verifier {
+        tenant: record.id.clone(),
+        role: role.to_owned(),
+        source,
+    })
+}
+
+/// `rolvaliduntil`; `infinity` and null mean forever, `-infinity` never.
+fn valid_until(row: &tokio_postgres::Row) -> Result<Option<OffsetDateTime>, tokio_postgres::Error> {
+    use tokio_postgres::types::Timestamp;
+    let until: Option<Timestamp<OffsetDateTime>> = row.try_get(2)?;
+    Ok(match until {
+        Some(Timestamp::Value(until)) => Some(until),
+        Some(Timestamp::NegInfinity) => Some(OffsetDateTime::UNIX_EPOCH),
+        Some(Timestamp::PosInfinity) | None => None,
+    })
+}
+
+fn query_config(source: &AuthSource) -> tokio_postgres::Config {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .user(&source.query.user)
+        .dbname(&source.query.database)
+        .application_name("pgtenant auth_query")
+        // The stream is encrypted already where it has to be.
+        .ssl_mode(tokio_postgres::config::SslMode::Disable);
+    if let Some(password) = &source.query.password {
+        config.password(password.expose());
+    }
+    config
+}
+
+/// A driver's error says what failed only together with its sources.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Opens connections for auth queries: reached as every backend of the instance is, logged in by tokio-postgres.
+#[derive(Debug)]
+struct QueryConnections {
+    place: Place,
+    config: tokio_postgres::Config,
+}
+
+impl bb8::ManageConnection for QueryConnections {
+    type Connection = tokio_postgres::Client;
+    type Error = QueryError;
+
+    async fn connect(&self) -> Result<Self::Connection, Self::Error> {
+        let stream = dial(&self.place).await?;
+        let (client, connection) = self.config.connect_raw(stream, NoTls).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = with_sources(&error), "connection for auth queries ended");
+            }
+        });
+        Ok(client)
+    }
+
+    async fn is_valid(&self, client: &mut Self::Connection) -> Result<(), Self::Error> {
+        Ok(client.simple_query("").await.map(drop)?)
+    }
+
+    fn has_broken(&self, client: &mut Self::Connection) -> bool {
+        client.is_closed()
+    }
+}
+
+#[derive(Debug, Error)]
+enum QueryError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("{}", with_sources(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+}
