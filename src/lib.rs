@@ -28,3 +28,4 @@ pub mod auth;
 
 // Tenants and their backends.
 pub mod tenant;
+pub mod backend;

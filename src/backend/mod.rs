@@ -1,0 +1,253 @@
+//! One connection to PostgreSQL: connect, log in, prove the identity, reset, cancel, close.
+
+mod cancel;
+mod connect;
+mod error;
+mod settings;
+mod state;
+mod statements;
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::BytesMut;
+
+pub use cancel::CancelKey;
+pub use connect::{Login, Target, connect};
+pub use error::ConnectError;
+pub use settings::Settings;
+pub use state::{BackendState, Prepared, StatementId, UnnamedOwner};
+pub use statements::{Statement, Statements};
+
+use crate::net::Endpoint;
+use crate::wire::tag::backend as tag;
+use crate::wire::{HEADER, Header, PgError, cstr, messages};
+
+/// How long a backend may take to answer our own few commands, and to end when told to.
+const OWN_COMMAND: Duration = Duration::from_secs(10);
+const GOODBYE: Duration = Duration::from_secs(5);
+/// Our own commands have short answers.
+const OWN_ANSWER: usize = 1 << 20;
+
+/// A logged-in, identified connection.
+#[derive(Debug)]
+pub struct Backend {
+    pub endpoint: Endpoint,
+    pub state: BackendState,
+    pub cancel: Arc<CancelKey>,
+    /// What ParameterStatus has reported so far.
+    pub parameters: BTreeMap<String, String>,
+    /// The session parameters in force, beyond those of the login.
+    settings: Arc<Settings>,
+    /// The session that used it last.
+    last_session: u32,
+}
+
+/// Why one of our own commands failed; the backend has to be closed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error("the backend is gone: {0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Refused(PgError),
+    #[error("no answer within {} s", OWN_COMMAND.as_secs())]
+    Timeout,
+    #[error("unexpected answer")]
+    Unexpected,
+}
+
+impl Backend {
+    /// Makes it serve `session`: what another client left is discarded, then the session's parameters are set. Costs
+    /// nothing when there is nothing to do.
+    ///
+    /// # Errors
+    /// The backend is gone, or it refuses a parameter's value: then nothing was changed, and it can be released.
+    pub async fn adopt(
+        &mut self,
+        session: u32,
+        settings: &Arc<Settings>,
+        always_reset: bool,
+    ) -> Result<(), CommandError> {
+        if self.last_session != session {
+            if self.state.dirty || always_reset {
+                self.reset().await?;
+            }
+            self.last_session = session;
+        }
+        if Arc::ptr_eq(&self.settings, settings) {
+            return Ok(());
+        }
+        if let Some(sql) = self.settings.change_to(settings) {
+            self.command(&sql).await?;
+        }
+        self.settings = settings.clone();
+        Ok(())
+    }
+
+    /// Discards everything a client may have left.
+    pub async fn reset(&mut self) -> Result<(), CommandError> {
+        self.command("DISCARD ALL").await?;
+        self.state.discarded();
+        self.settings = Arc::default();
+        Ok(())
+    }
+
+    /// Ends an open transaction whose client is gone.
+    pub async fn roll_back(&mut self) -> Result<(), CommandError> {
+        self.command("ROLLBACK").await
+    }
+
+    /// Runs a command of ours, outside of any exchange.
+    async fn command(&mut self, sql: &str) -> Result<(), CommandError> {
+        self.row(sql).await.map(drop)
+    }
+
+    /// The same; gives the columns of the last row, as text.
+    async fn row(&mut self, sql: &str) -> Result<Vec<Option<String>>, CommandError> {
+        let mut bytes = BytesMut::new();
+        messages::query(&mut bytes, sql);
+        tokio::time::timeout(OWN_COMMAND, async {
+            self.endpoint.queue(&bytes);
+            poll_fn(|cx| self.endpoint.poll_send(cx)).await?;
+            let mut refused = None;
+            let mut row = Vec::new();
+            loop {
+                let (tag, payload) = self.next_message().await?;
+                match tag {
+                    tag::READY => return refused.map_or(Ok(row), Err),
+                    tag::DATA_ROW => row = columns(&payload).ok_or(CommandError::Unexpected)?,
+                    tag::ERROR => refused = Some(CommandError::Refused(PgError::decode(&payload))),
+                    tag::PARAMETER_STATUS => self.note_parameter(&payload),
+                    _ => {}
+                }
+            }
+        })
+        .await
+        .map_err(|_| CommandError::Timeout)?
+    }
+
+    async fn next_message(&mut self) -> Result<(u8, Vec<u8>), CommandError> {
+        loop {
+            let received = self.endpoint.received();
+            if let Some(header) = Header::read(received, OWN_ANSWER).map_err(|_| CommandError::Unexpected)? {
+                let whole = HEADER + header.payload;
+                if received.len() >= whole {
+                    let payload = received[HEADER..whole].to_vec();
+                    self.endpoint.take(|_| io::Result::Ok(whole))?;
+                    return Ok((header.tag, payload));
+                }
+            }
+            if poll_fn(|cx| self.endpoint.poll_fill(cx)).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+    }
+
+    fn note_parameter(&mut self, payload: &[u8]) {
+        if let Some((name, rest)) = cstr(payload)
+            && let Some((value, _)) = cstr(rest)
+        {
+            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+            self.parameters.insert(text(name), text(value));
+        }
+    }
+
+    /// Whether an idle backend is still there. One that was told to go (restart, `pg_terminate_backend`) has something
+    /// to read. No system call unless there is.
+    pub fn is_alive(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        loop {
+            match self.endpoint.poll_fill(&mut cx) {
+                Poll::Pending => return self.passes_over_notices(),
+                Poll::Ready(Ok(0) | Err(_)) => return false,
+                Poll::Ready(Ok(_)) if self.endpoint.received().len() > OWN_ANSWER => return false,
+                Poll::Ready(Ok(_)) => {}
+            }
+        }
+    }
+
+    /// Between two clients only notices and parameter changes (a reload of the instance's configuration) may come.
+    fn passes_over_notices(&mut self) -> bool {
+        while let Ok(Some(header)) = Header::read(self.endpoint.received(), OWN_ANSWER) {
+            let whole = HEADER + header.payload;
+            let received = self.endpoint.received();
+            if received.len() < whole || !matches!(header.tag, tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION)
+            {
+                return false;
+            }
+            let payload = received[HEADER..whole].to_vec();
+            if header.tag == tag::PARAMETER_STATUS {
+                self.note_parameter(&payload);
+            }
+            if self.endpoint.take(|_| io::Result::Ok(whole)).is_err() {
+                return false;
+            }
+        }
+        self.endpoint.received().is_empty()
+    }
+
+    /// Ends the connection and waits, for a bounded time, until the instance has ended it too. A query under way is
+    /// cancelled first.
+    pub async fn close(mut self, mid_query: bool) {
+        let ended = async {
+            if mid_query {
+                self.cancel.send().await?;
+            } else {
+                let mut goodbye = BytesMut::new();
+                messages::terminate(&mut goodbye);
+                self.endpoint.queue(&goodbye);
+                poll_fn(|cx| self.endpoint.poll_send(cx)).await?;
+            }
+            poll_fn(|cx| self.endpoint.poll_shutdown(cx)).await?;
+            loop {
+                let read = poll_fn(|cx| self.endpoint.poll_take(cx, |_, bytes| io::Result::Ok(bytes.len()))).await?;
+                if read == 0 {
+                    return io::Result::Ok(());
+                }
+            }
+        };
+        if tokio::time::timeout(GOODBYE, ended).await.is_err() {
+            tracing::warn!(
+                instance = self.cancel.instance(),
+                pid = self.cancel.pid(),
+                "backend does not end; socket closed"
+            );
+        }
+    }
+}
+
+/// A DataRow's columns in text format.
+fn columns(payload: &[u8]) -> Option<Vec<Option<String>>> {
+    let (count, mut rest) = payload.split_first_chunk::<2>()?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, value) = rest.split_first_chunk::<4>()?;
+        let length = i32::from_be_bytes(*length);
+        if length < 0 {
+            columns.push(None);
+            rest = value;
+        } else {
+            let (value, after) = value.split_at_checked(length as usize)?;
+            columns.push(Some(String::from_utf8_lossy(value).into_owned()));
+            rest = after;
+        }
+    }
+    Some(columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_read_within_their_bounds() {
+        let row = b"\0\x02\0\0\0\x02ab\xff\xff\xff\xff";
+        assert_eq!(columns(row).unwrap(), [Some("ab".to_owned()), None]);
+        assert_eq!(columns(&row[..8]), None);
+        assert_eq!(columns(b"\0\x01\x7f\xff\xff\xff"), None);
+    }
+}
