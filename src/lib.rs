@@ -29,3 +29,4 @@ pub mod auth;
 // Tenants and their backends.
 pub mod tenant;
 pub mod backend;
+pub mod pool;

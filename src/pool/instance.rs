@@ -1,0 +1,253 @@
+//! The ledger of one instance behind its lock, and what carries out its effects.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::Pool;
+use super::checkout::Checkout;
+use super::ledger::{self, Bound, Counts, Effect, Ledger, PoolKey, PoolSettings, Slot, TenantKey, Ticket};
+use crate::backend::{Backend, ConnectError};
+use crate::config;
+use crate::metrics::{ConnectResult, InstanceMetrics};
+use crate::net::{DialError, InstanceTlsError, Place};
+
+/// What a waiter gets in the end.
+pub(super) type Granted = Result<Checkout, Arc<ConnectError>>;
+type Waiter = oneshot::Sender<Granted>;
+type Effects = Vec<Effect<Box<Backend>, Waiter, Arc<ConnectError>>>;
+
+/// See the module. The lock is held for bookkeeping only, never across an await or a system call.
+#[derive(Debug)]
+pub(super) struct InstancePools {
+    pub place: Arc<Place>,
+    pub metrics: Arc<InstanceMetrics>,
+    books: Mutex<Books>,
+}
+
+#[derive(Debug)]
+struct Books {
+    ledger: Ledger<Box<Backend>, Waiter, Arc<ConnectError>>,
+    pools: HashMap<PoolKey, Arc<Pool>, ahash::RandomState>,
+}
+
+/// The answer to a request for a backend.
+pub(super) enum Asked {
+    Ready(Slot<Box<Backend>>),
+    Waiting(Ticket, oneshot::Receiver<Granted>),
+    Refused(Arc<ConnectError>),
+    Gone,
+}
+
+impl InstancePools {
+    pub fn new(
+        instance: Arc<config::Instance>,
+        bound: Bound,
+        metrics: Arc<InstanceMetrics>,
+    ) -> Result<Arc<Self>, InstanceTlsError> {
+        let place = Arc::new(Place::new(instance)?);
+        let books = Books { ledger: Ledger::new(bound), pools: HashMap::default() };
+        Ok(Arc::new(InstancePools { place, metrics, books: Mutex::new(books) }))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.place.instance.name
+    }
+
+    /// Whether the record still means this place; its bound may have changed.
+    pub fn is_at(&self, instance: &config::Instance) -> bool {
+        let max_backends = instance.max_backends;
+        config::Instance { max_backends, ..(*self.place.instance).clone() } == *instance
+    }
+
+    /// Does the books, then what they ask for.
+    fn with<T>(&self, change: impl FnOnce(&mut Books, &mut Effects) -> T) -> T {
+        let mut effects = Effects::new();
+        let mut tasks = Vec::new();
+        let result = {
+            let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = change(&mut books, &mut effects);
+            for effect in effects {
+                tasks.push(match effect {
+                    Effect::Grant(key, waiter, slot) => Task::Grant(books.pools[&key].clone(), waiter, slot),
+                    Effect::Open(key) => Task::Open(books.pools[&key].clone()),
+                    Effect::Close(key, backend) => Task::Close(books.pools[&key].clone(), backend),
+                    Effect::Fail(waiter, error) => Task::Fail(waiter, error),
+                });
+            }
+            result
+        };
+        for task in tasks {
+            task.run();
+        }
+        result
+    }
+
+    pub fn add_tenant(&self, bound: Bound) -> TenantKey {
+        self.with(|books, _| books.ledger.add_tenant(bound))
+    }
+
+    pub fn add_pool(&self, tenant: TenantKey, settings: PoolSettings, make: impl FnOnce(PoolKey) -> Pool) -> Arc<Pool> {
+        self.with(|books, _| {
+            let key = books.ledger.add_pool(tenant, settings);
+            let pool = Arc::new(make(key));
+            books.pools.insert(key, pool.clone());
+            pool
+        })
+    }
+
+    /// Says whether the tenant was free of backends and waiters, and is gone now.
+    pub fn remove_tenant(&self, tenant: TenantKey, pools: &[PoolKey]) -> bool {
+        self.with(|books, _| {
+            let removed = books.ledger.remove_tenant(tenant);
+            if removed {
+                books.pools.retain(|key, _| !pools.contains(key));
+            }
+            removed
+        })
+    }
+
+    pub fn set_bound(&self, bound: Bound) {
+        self.with(|books, effects| books.ledger.set_bound(bound, Instant::now(), effects));
+    }
+
+    pub fn set_tenant(&self, tenant: TenantKey, bound: Bound, pools: &[PoolKey], settings: PoolSettings) {
+        self.with(|books, effects| {
+            let now = Instant::now();
+            books.ledger.set_tenant(tenant, bound, now, effects);
+            for pool in pools {
+                books.ledger.set_pool(*pool, settings, now, effects);
+            }
+        });
+    }
+
+    pub fn ask(&self, pool: PoolKey) -> Asked {
+        self.with(|books, effects| {
+            let mut receiver = None;
+            let waiter = || {
+                let (sender, granted) = oneshot::channel();
+                receiver = Some(granted);
+                sender
+            };
+            match books.ledger.checkout(pool, Instant::now(), waiter, effects) {
+                ledger::Checkout::Ready(slot) => Asked::Ready(slot),
+                ledger::Checkout::Refused(error) => Asked::Refused(error),
+                ledger::Checkout::Gone => Asked::Gone,
+                ledger::Checkout::Waiting(ticket) => {
+                    Asked::Waiting(ticket, receiver.expect("a ticket means that a waiter was made"))
+                }
+            }
+        })
+    }
+
+    pub fn abandon(&self, pool: PoolKey, ticket: Ticket) {
+        self.with(|books, _| books.ledger.abandon(pool, ticket));
+    }
+
+    pub fn release(&self, pool: PoolKey, slot: Slot<Box<Backend>>) {
+        self.with(|books, effects| books.ledger.release(pool, slot, Instant::now(), effects));
+    }
+
+    pub fn discard(&self, pool: PoolKey) {
+        self.with(|books, _| books.ledger.discard(pool));
+    }
+
+    pub fn closed(&self, pool: PoolKey) {
+        self.with(|books, effects| books.ledger.closed(pool, Instant::now(), effects));
+    }
+
+    pub fn counts(&self, pool: PoolKey) -> Counts {
+        self.with(|books, _| books.ledger.counts(pool))
+    }
+
+    pub fn is_empty(&self, tenant: TenantKey) -> bool {
+        self.with(|books, _| books.ledger.is_empty(tenant))
+    }
+
+    pub fn evict(&self, pool: PoolKey) {
+        self.with(|books, effects| books.ledger.evict(pool, effects));
+    }
+
+    pub fn forgive(&self, pool: PoolKey) {
+        self.with(|books, _| books.ledger.forgive(pool));
+    }
+
+    pub fn reap(&self) {
+        self.with(|books, effects| books.ledger.reap(Instant::now(), effects));
+    }
+
+    /// A connect is over.
+    pub fn connected(&self, pool: &Pool, result: Result<Backend, ConnectError>) {
+        match result {
+            Ok(backend) => {
+                self.metrics.connected(ConnectResult::Ok);
+                self.with(|books, effects| books.ledger.opened(pool.key, Box::new(backend), Instant::now(), effects));
+            }
+            Err(error) => {
+                self.metrics.connected(outcome(&error));
+                tracing::warn!(tenant = pool.tenant.id.as_str(), %error, "no backend");
+                let error = Arc::new(error);
+                let jitter = jitter();
+                self.with(|books, effects| {
+                    books.ledger.open_failed(pool.key, error, jitter, Instant::now(), effects);
+                });
+            }
+        }
+    }
+}
+
+/// What an effect means outside of the books.
+enum Task {
+    Grant(Arc<Pool>, Waiter, Slot<Box<Backend>>),
+    Open(Arc<Pool>),
+    Close(Arc<Pool>, Box<Backend>),
+    Fail(Waiter, Arc<ConnectError>),
+}
+
+impl Task {
+    fn run(self) {
+        match self {
+            Task::Grant(pool, waiter, slot) => {
+                // A waiter that left in this very moment gives the backend back unused.
+                if let Err(Ok(unused)) = waiter.send(Ok(Checkout::new(pool, slot))) {
+                    unused.release();
+                }
+            }
+            Task::Open(pool) => pool.spawn_connect(),
+            Task::Close(pool, backend) => spawn_close(pool, backend, false),
+            // Gone already: nobody left to tell.
+            Task::Fail(waiter, error) => drop(waiter.send(Err(error))),
+        }
+    }
+}
+
+/// Closes a backend that the ledger has already counted out, and tells it when the instance has let go.
+pub(super) fn spawn_close(pool: Arc<Pool>, backend: Box<Backend>, mid_query: bool) {
+    let home = pool.home.clone();
+    home.spawn(async move {
+        backend.close(mid_query).await;
+        pool.instance.closed(pool.key);
+    });
+}
+
+fn outcome(error: &ConnectError) -> ConnectResult {
+    match error {
+        ConnectError::Dial(DialError::Connect { .. }) | ConnectError::Io { .. } | ConnectError::Protocol { .. } => {
+            ConnectResult::Unreachable
+        }
+        ConnectError::Dial(_) => ConnectResult::Tls,
+        ConnectError::Timeout { .. } => ConnectResult::Timeout,
+        ConnectError::Refused { .. } | ConnectError::Scram { .. } | ConnectError::Login { .. } => {
+            ConnectResult::Refused
+        }
+        ConnectError::Identity { .. } => ConnectResult::Identity,
+    }
+}
+
+/// A number in 0..1; how even it is does not matter.
+fn jitter() -> f64 {
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    f64::from(nanos % 1000) / 1000.0
+}

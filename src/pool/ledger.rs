@@ -1,0 +1,535 @@
+//! The bookkeeping of one instance's pools: who holds how many backends, who waits, who goes next. A pure state machine:
+//! time comes in as an argument, and what has to be done comes out as [`Effect`]s.
+//!
+//! Three bounds hold at every moment: the instance's, each tenant's, each pool's. A backend counts from the moment its
+//! connect begins until its close is confirmed, so that the instance never sees more than the bound.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+/// A tenant in this ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TenantKey(usize);
+
+/// A pool, one (tenant, database, role), in this ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PoolKey(usize);
+
+/// A place in a queue; smaller is earlier, over all pools of the instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// How many backends a tenant or the instance may have, and how many connects may be under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    pub max: u32,
+    pub max_connecting: u32,
+}
+
+/// One pool's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolSettings {
+    pub max: u32,
+    /// Kept open once the pool was used.
+    pub min: u32,
+    pub idle_timeout: Duration,
+    pub lifetime: Duration,
+    /// First and longest wait after a failed connect.
+    pub retry: Duration,
+    pub retry_max: Duration,
+}
+
+/// A backend with what the ledger needs to know about it.
+#[derive(Debug)]
+pub struct Slot<B> {
+    pub backend: B,
+    epoch: u64,
+    opened: Instant,
+    idle_since: Instant,
+}
+
+/// What the caller has to do, in order.
+#[derive(Debug)]
+pub enum Effect<B, W, E> {
+    /// Hand the backend to the waiter; one that is gone gives it back by another `release`.
+    Grant(PoolKey, W, Slot<B>),
+    /// Connect; then report `opened` or `open_failed`.
+    Open(PoolKey),
+    /// Close; then report `closed`.
+    Close(PoolKey, B),
+    /// No backend will come: the connect failed.
+    Fail(W, E),
+}
+
+/// The answer to a request for a backend.
+#[derive(Debug)]
+pub enum Checkout<B, E> {
+    Ready(Slot<B>),
+    Waiting(Ticket),
+    /// The pool was removed with its tenant.
+    Gone,
+    /// The last connect failed, and it is too early for another.
+    Refused(E),
+}
+
+/// Backends of one pool by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub idle: u32,
+    pub active: u32,
+    pub connecting: u32,
+    pub waiting: u32,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Usage {
+    /// Connecting, idle, active and closing.
+    open: u32,
+    connecting: u32,
+    closing: u32,
+    waiting: u32,
+}
+
+#[derive(Debug)]
+struct Tenant {
+    bound: Bound,
+    usage: Usage,
+    pools: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Pool<B, W, E> {
+    tenant: usize,
+    settings: PoolSettings,
+    usage: Usage,
+    idle: Vec<Slot<B>>,
+    waiters: BTreeMap<Ticket, W>,
+    epoch: u64,
+    used: bool,
+    failure: Option<Failure<E>>,
+}
+
+#[derive(Debug)]
+struct Failure<E> {
+    error: E,
+    times: u32,
+    retry_at: Instant,
+}
+
+/// `B` is a backend, `W` a waiter's address, `E` a connect error.
+#[derive(Debug)]
+pub struct Ledger<B, W, E> {
+    bound: Bound,
+    usage: Usage,
+    tenants: HashMap<usize, Tenant, ahash::RandomState>,
+    pools: HashMap<usize, Pool<B, W, E>, ahash::RandomState>,
+    /// Keys are never used again: one that is kept too long finds nothing, and never another tenant's pool.
+    next_key: usize,
+    next_ticket: u64,
+}
+
+type Effects<B, W, E> = Vec<Effect<B, W, E>>;
+
+impl<B, W, E: Clone> Ledger<B, W, E> {
+    pub fn new(bound: Bound) -> Self {
+        Ledger {
+            bound,
+            usage: Usage::default(),
+            tenants: HashMap::default(),
+            pools: HashMap::default(),
+            next_key: 0,
+            next_ticket: 0,
+        }
+    }
+
+    pub fn add_tenant(&mut self, bound: Bound) -> TenantKey {
+        let key = self.fresh_key();
+        self.tenants.insert(key, Tenant { bound, usage: Usage::default(), pools: Vec::new() });
+        TenantKey(key)
+    }
+
+    pub fn add_pool(&mut self, tenant: TenantKey, settings: PoolSettings) -> PoolKey {
+        let key = self.fresh_key();
+        let pool = Pool {
+            tenant: tenant.0,
+            settings,
+            usage: Usage::default(),
+            idle: Vec::new(),
+            waiters: BTreeMap::new(),
+            epoch: 0,
+            used: false,
+            failure: None,
+        };
+        self.pools.insert(key, pool);
+        self.tenant(tenant.0).pools.push(key);
+        PoolKey(key)
+    }
+
+    fn fresh_key(&mut self) -> usize {
+        self.next_key += 1;
+        self.next_key
+    }
+
+    fn tenant(&mut self, key: usize) -> &mut Tenant {
+        self.tenants.get_mut(&key).expect("a tenant stays as long as it has pools in use")
+    }
+
+    fn pool(&mut self, key: usize) -> &mut Pool<B, W, E> {
+        self.pools.get_mut(&key).expect("a pool stays as long as it has backends or waiters")
+    }
+
+    /// Whether the tenant has neither backends, closing ones included, nor waiters.
+    pub fn is_empty(&self, tenant: TenantKey) -> bool {
+        self.tenants.get(&tenant.0).is_none_or(|tenant| tenant.usage.open == 0 && tenant.usage.waiting == 0)
+    }
+
+    /// Removes a tenant if it is empty; says whether it did.
+    pub fn remove_tenant(&mut self, tenant: TenantKey) -> bool {
+        let empty = self.is_empty(tenant);
+        if empty {
+            for pool in self.tenants.remove(&tenant.0).map(|tenant| tenant.pools).unwrap_or_default() {
+                self.pools.remove(&pool);
+            }
+        }
+        empty
+    }
+
+    pub fn set_bound(&mut self, bound: Bound, now: Instant, effects: &mut Effects<B, W, E>) {
+        self.bound = bound;
+        self.pump(now, effects);
+    }
+
+    pub fn set_tenant(&mut self, tenant: TenantKey, bound: Bound, now: Instant, effects: &mut Effects<B, W, E>) {
+        if let Some(tenant) = self.tenants.get_mut(&tenant.0) {
+            tenant.bound = bound;
+        }
+        self.pump(now, effects);
+    }
+
+    pub fn set_pool(&mut self, pool: PoolKey, settings: PoolSettings, now: Instant, effects: &mut Effects<B, W, E>) {
+        if let Some(pool) = self.pools.get_mut(&pool.0) {
+            pool.settings = settings;
+        }
+        self.pump(now, effects);
+    }
+
+    pub fn counts(&self, pool: PoolKey) -> Counts {
+        let Some(pool) = self.pools.get(&pool.0) else { return Counts::default() };
+        let idle = pool.idle.len() as u32;
+        Counts {
+            idle,
+            active: pool.usage.open - pool.usage.connecting - pool.usage.closing - idle,
+            connecting: pool.usage.connecting,
+            waiting: pool.usage.waiting,
+        }
+    }
+
+    /// Asks for a backend: the most recently used idle one, or a place in the queue.
+    pub fn checkout(
+        &mut self,
+        key: PoolKey,
+        now: Instant,
+        waiter: impl FnOnce() -> W,
+        effects: &mut Effects<B, W, E>,
+    ) -> Checkout<B, E> {
+        let Some(pool) = self.pools.get_mut(&key.0) else { return Checkout::Gone };
+        pool.used = true;
+        // A release serves the queue first: where there is an idle backend, nobody waits.
+        if let Some(slot) = pool.idle.pop() {
+            return Checkout::Ready(slot);
+        }
+        if pool.established() == 0
+            && let Some(failure) = &pool.failure
+            && now < failure.retry_at
+        {
+            return Checkout::Refused(failure.error.clone());
+        }
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        pool.waiters.insert(ticket, waiter());
+        let tenant = pool.tenant;
+        self.each_usage(key.0, tenant, |usage| usage.waiting += 1);
+        self.pump(now, effects);
+        Checkout::Waiting(ticket)
+    }
+
+    /// A waiter has given up. Harmless when it was served meanwhile.
+    pub fn abandon(&mut self, key: PoolKey, ticket: Ticket) {
+        if let Some(pool) = self.pools.get_mut(&key.0)
+            && pool.waiters.remove(&ticket).is_some()
+        {
+            let tenant = pool.tenant;
+            self.each_usage(key.0, tenant, |usage| usage.waiting -= 1);
+        }
+    }
+
+    /// A clean backend comes back: to the first waiter, to the idle ones, or to its end.
+    pub fn release(&mut self, key: PoolKey, mut slot: Slot<B>, now: Instant, effects: &mut Effects<B, W, E>) {
+        let pool = self.pool(key.0);
+        let expired = now.duration_since(slot.opened) >= pool.settings.lifetime;
+        if slot.epoch != pool.epoch || expired || self.over_bound(key.0) || self.gives_way(key.0) {
+            self.close(key.0, slot.backend, effects);
+            return;
+        }
+        let pool = self.pool(key.0);
+        match pool.waiters.pop_first() {
+            Some((_, waiter)) => {
+                let tenant = pool.tenant;
+                self.each_usage(key.0, tenant, |usage| usage.waiting -= 1);
+                effects.push(Effect::Grant(key, waiter, slot));
+            }
+            None => {
+                slot.idle_since = now;
+                pool.idle.push(slot);
+                if self.usage.waiting > 0 {
+                    self.pump(now, effects);
+                }
+            }
+        }
+    }
+
+    /// A backend that must not be used again was taken out of the caller's hands: it counts until `closed`.
+    pub fn discard(&mut self, key: PoolKey) {
+        let tenant = self.pools[&key.0].tenant;
+        self.each_usage(key.0, tenant, |usage| usage.closing += 1);
+    }
+
+    /// A close is confirmed (or its time is up).
+    pub fn closed(&mut self, key: PoolKey, now: Instant, effects: &mut Effects<B, W, E>) {
+        let tenant = self.pools[&key.0].tenant;
+        self.each_usage(key.0, tenant, |usage| {
+            usage.open -= 1;
+            usage.closing -= 1;
+        });
+        self.pump(now, effects);
+    }
+
+    /// A connect succeeded.
+    pub fn opened(&mut self, key: PoolKey, backend: B, now: Instant, effects: &mut Effects<B, W, E>) {
+        let pool = self.pool(key.0);
+        pool.failure = None;
+        let slot = Slot { backend, epoch: pool.epoch, opened: now, idle_since: now };
+        let tenant = pool.tenant;
+        self.each_usage(key.0, tenant, |usage| usage.connecting -= 1);
+        self.release(key, slot, now, effects);
+        self.pump(now, effects);
+    }
+
+    /// A connect failed. `jitter` in 0..1 spreads the retries. Waiters hear of it at once, unless the pool has backends
+    /// that will be released.
+    pub fn open_failed(&mut self, key: PoolKey, error: E, jitter: f64, now: Instant, effects: &mut Effects<B, W, E>) {
+        let pool = self.pool(key.0);
+        let times = pool.failure.as_ref().map_or(0, |failure| failure.times);
+        let wait = pool.settings.retry.saturating_mul(1 << times.min(16)).min(pool.settings.retry_max);
+        let retry_at = now + wait.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
+        pool.failure = Some(Failure { error: error.clone(), times: times + 1, retry_at });
+        let tenant = pool.tenant;
+        self.each_usage(key.0, tenant, |usage| {
+            usage.open -= 1;
+            usage.connecting -= 1;
+        });
+        if self.pools[&key.0].established() == 0 {
+            let waiters = std::mem::take(&mut self.pool(key.0).waiters);
+            let count = waiters.len() as u32;
+            self.each_usage(key.0, tenant, |usage| usage.waiting -= count);
+            effects.extend(waiters.into_values().map(|waiter| Effect::Fail(waiter, error.clone())));
+        }
+        self.pump(now, effects);
+    }
+
+    /// Lets go of every backend of the pool: idle ones now, the others at their release.
+    pub fn evict(&mut self, key: PoolKey, effects: &mut Effects<B, W, E>) {
+        let Some(pool) = self.pools.get_mut(&key.0) else { return };
+        pool.epoch += 1;
+        pool.failure = None;
+        for slot in std::mem::take(&mut pool.idle) {
+            self.close(key.0, slot.backend, effects);
+        }
+    }
+
+    /// Forgets a failed connect, because its cause may be mended (another password, another address).
+    pub fn forgive(&mut self, key: PoolKey) {
+        if let Some(pool) = self.pools.get_mut(&key.0) {
+            pool.failure = None;
+        }
+    }
+
+    /// Closes what was idle or lived too long, restores minimums, and tries again what had to wait. Call it about once
+    /// a second.
+    pub fn reap(&mut self, now: Instant, effects: &mut Effects<B, W, E>) {
+        let keys: Vec<usize> = self.pools.keys().copied().collect();
+        for key in keys {
+            let pool = self.pool(key);
+            let mut spare = pool.usage.open.saturating_sub(pool.usage.closing).saturating_sub(pool.settings.min);
+            let mut expired = Vec::new();
+            let mut index = 0;
+            while index < pool.idle.len() {
+                let slot = &pool.idle[index];
+                let idle_too_long = spare > 0 && now.duration_since(slot.idle_since) >= pool.settings.idle_timeout;
+                if idle_too_long || now.duration_since(slot.opened) >= pool.settings.lifetime {
+                    spare = spare.saturating_sub(1);
+                    expired.push(pool.idle.remove(index).backend);
+                } else {
+                    index += 1;
+                }
+            }
+            for backend in expired {
+                self.close(key, backend, effects);
+            }
+            while self.pools[&key].wants_minimum() && self.may_open(key, now) {
+                self.open(key, effects);
+            }
+        }
+        self.pump(now, effects);
+    }
+
+    fn each_usage(&mut self, pool: usize, tenant: usize, change: impl Fn(&mut Usage)) {
+        change(&mut self.pool(pool).usage);
+        change(&mut self.tenant(tenant).usage);
+        change(&mut self.usage);
+    }
+
+    fn close(&mut self, key: usize, backend: B, effects: &mut Effects<B, W, E>) {
+        self.discard(PoolKey(key));
+        effects.push(Effect::Close(PoolKey(key), backend));
+    }
+
+    fn open(&mut self, key: usize, effects: &mut Effects<B, W, E>) {
+        let tenant = self.pools[&key].tenant;
+        self.each_usage(key, tenant, |usage| {
+            usage.open += 1;
+            usage.connecting += 1;
+        });
+        effects.push(Effect::Open(PoolKey(key)));
+    }
+
+    /// A bound was lowered below what is open.
+    fn over_bound(&self, key: usize) -> bool {
+        let pool = &self.pools[&key];
+        let tenant = &self.tenants[&pool.tenant];
+        let stays = |usage: &Usage| usage.open - usage.closing;
+        stays(&pool.usage) > pool.settings.max
+            || stays(&tenant.usage) > tenant.bound.max
+            || stays(&self.usage) > self.bound.max
+    }
+
+    fn may_open(&self, key: usize, now: Instant) -> bool {
+        let pool = &self.pools[&key];
+        let tenant = &self.tenants[&pool.tenant];
+        pool.usage.open < pool.settings.max
+            && tenant.usage.open < tenant.bound.max
+            && self.usage.open < self.bound.max
+            && self.may_connect(key, now)
+    }
+
+    fn may_connect(&self, key: usize, now: Instant) -> bool {
+        let pool = &self.pools[&key];
+        let tenant = &self.tenants[&pool.tenant];
+        tenant.usage.connecting < tenant.bound.max_connecting
+            && self.usage.connecting < self.bound.max_connecting
+            && pool.failure.as_ref().is_none_or(|failure| now >= failure.retry_at)
+    }
+
+    /// Opens backends for those who wait, the longest wait first, and makes room where another pool idles.
+    fn pump(&mut self, now: Instant, effects: &mut Effects<B, W, E>) {
+        if self.usage.waiting == 0 {
+            return;
+        }
+        let mut queue: Vec<(Ticket, usize)> = self
+            .pools
+            .iter()
+            .filter(|(_, pool)| pool.usage.connecting < pool.usage.waiting)
+            .filter_map(|(key, pool)| Some((*pool.waiters.first_key_value()?.0, *key)))
+            .collect();
+        queue.sort_unstable();
+        for (_, key) in queue {
+            while self.pools[&key].usage.connecting < self.pools[&key].usage.waiting && self.may_open(key, now) {
+                self.open(key, effects);
+            }
+            if self.pools[&key].usage.connecting < self.pools[&key].usage.waiting && self.may_connect(key, now) {
+                self.make_room(key, effects);
+            }
+        }
+    }
+
+    /// Closes the longest idle backend that stands in the way of `key`: one of the same tenant at the tenant's bound,
+    /// one of any tenant at the instance's.
+    fn make_room(&mut self, key: usize, effects: &mut Effects<B, W, E>) {
+        let pool = &self.pools[&key];
+        let tenant = &self.tenants[&pool.tenant];
+        if pool.usage.open >= pool.settings.max {
+            return;
+        }
+        let at_tenant_bound = tenant.usage.open >= tenant.bound.max;
+        // A close under way will give its slot to the queue: do not close another backend for the same waiter.
+        let closing = if at_tenant_bound { tenant.usage.closing } else { self.usage.closing };
+        if closing >= pool.usage.waiting - pool.usage.connecting {
+            return;
+        }
+        let victim = self
+            .pools
+            .iter()
+            .filter(|(other, candidate)| **other != key && (!at_tenant_bound || candidate.tenant == pool.tenant))
+            .filter_map(|(other, candidate)| Some((candidate.idle.first()?.idle_since, *other)))
+            .min();
+        if let Some((_, other)) = victim {
+            let slot = self.pool(other).idle.remove(0);
+            self.close(other, slot.backend, effects);
+        }
+    }
+
+    /// Whether a released backend of `key` goes to somebody else's waiter: one that has waited longer than ours, is
+    /// kept out by a bound that we share, and has less than its share of it while we have more than ours.
+    fn gives_way(&self, key: usize) -> bool {
+        let pool = &self.pools[&key];
+        if self.usage.waiting == pool.usage.waiting {
+            return false;
+        }
+        let own = pool.waiters.first_key_value().map(|(ticket, _)| *ticket);
+        let waits_longer = |other: &Pool<B, W, E>| match (other.waiters.first_key_value(), own) {
+            (Some((theirs, _)), Some(own)) => *theirs < own,
+            (theirs, None) => theirs.is_some(),
+            (None, _) => false,
+        };
+        let tenant = &self.tenants[&pool.tenant];
+        if tenant.usage.open >= tenant.bound.max {
+            let demanding = |pool: &Pool<B, W, E>| pool.usage.open > 0 || pool.usage.waiting > 0;
+            let sharers = tenant.pools.iter().filter(|key| demanding(&self.pools[*key])).count() as u32;
+            let share = (tenant.bound.max / sharers.max(1)).max(1);
+            return tenant.usage.closing == 0
+                && (pool.usage.open > share || own.is_none())
+                && tenant
+                    .pools
+                    .iter()
+                    .map(|other| &self.pools[other])
+                    .any(|other| waits_longer(other) && other.usage.open < share.min(other.settings.max));
+        }
+        if self.usage.open < self.bound.max || self.usage.closing > 0 {
+            return false;
+        }
+        let sharers = self.tenants.values().filter(|tenant| tenant.usage.open + tenant.usage.waiting > 0).count();
+        let share = (self.bound.max / (sharers as u32).max(1)).max(1);
+        (tenant.usage.open > share || own.is_none())
+            && self.pools.values().any(|other| {
+                let theirs = &self.tenants[&other.tenant];
+                other.tenant != pool.tenant
+                    && waits_longer(other)
+                    && theirs.usage.open < share.min(theirs.bound.max)
+                    && other.usage.open < other.settings.max
+            })
+    }
+}
+
+impl<B, W, E> Pool<B, W, E> {
+    /// Backends that are idle or in somebody's hands.
+    fn established(&self) -> u32 {
+        self.usage.open - self.usage.connecting - self.usage.closing
+    }
+
+    fn wants_minimum(&self) -> bool {
+        self.used && self.usage.open - self.usage.closing < self.settings.min
+    }
+}
+
+#[cfg(test)]
+mod tests;

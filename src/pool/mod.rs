@@ -1,0 +1,325 @@
+//! Per-tenant bounded pools of backends: checkout, release, hand-off, reaping. The bookkeeping is in `ledger`.
+
+mod checkout;
+mod instance;
+mod ledger;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+pub use checkout::{Checkout, CheckoutError};
+pub use ledger::Counts;
+
+use crate::backend::{ConnectError, Login, Settings, Statements, Target};
+use crate::config;
+use crate::metrics::Metrics;
+use crate::net::InstanceTlsError;
+use crate::tenant::Tenant;
+use crate::workers::Workers;
+use instance::InstancePools;
+use ledger::{Bound, PoolKey, PoolSettings, TenantKey};
+
+/// Welcomes remembered per pool: clients of one pool seldom differ in their startup parameters.
+const MAX_WELCOMES: usize = 64;
+
+/// What a backend reports about itself by ParameterStatus.
+pub type Parameters = BTreeMap<String, String>;
+
+/// The pools of all tenants.
+#[derive(Debug)]
+pub struct Pools {
+    workers: Arc<Workers>,
+    metrics: Arc<Metrics>,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    defaults: config::PoolDefaults,
+    instances: HashMap<String, Arc<InstancePools>>,
+    /// By the tenant's address: current and retired ones, whose pools go when the last backend is gone.
+    tenants: HashMap<usize, Arc<TenantPools>, ahash::RandomState>,
+}
+
+#[derive(Debug)]
+struct TenantPools {
+    tenant: Arc<Tenant>,
+    home: Handle,
+    instance: Arc<InstancePools>,
+    key: TenantKey,
+    pools: Mutex<HashMap<PoolName, Arc<Pool>>>,
+}
+
+/// What tells the pools of a tenant apart.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PoolName {
+    pub database: String,
+    /// The role that backends log in as.
+    pub role: String,
+    pub walsender: Option<Walsender>,
+}
+
+/// A connection for replication: in a pool of its own, and used once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Walsender {
+    /// The startup parameter `replication`.
+    pub mode: String,
+    /// The others: a walsender takes no SET.
+    pub settings: Arc<Settings>,
+}
+
+/// One (tenant, database, role).
+#[derive(Debug)]
+pub struct Pool {
+    pub tenant: Arc<Tenant>,
+    pub name: PoolName,
+    /// Prepared statements that its clients share.
+    pub statements: Arc<Statements>,
+    instance: Arc<InstancePools>,
+    key: PoolKey,
+    home: Handle,
+    login: Mutex<Option<Login>>,
+    connect_timeout: Duration,
+    welcomes: Mutex<HashMap<Arc<Settings>, Arc<Parameters>>>,
+}
+
+impl Pools {
+    pub fn new(defaults: config::PoolDefaults, workers: Arc<Workers>, metrics: Arc<Metrics>) -> Self {
+        let shared = Shared { defaults, instances: HashMap::new(), tenants: HashMap::default() };
+        Pools { workers, metrics, shared: Mutex::new(shared) }
+    }
+
+    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pool for a tenant's (database, role); `login` is what the client's login just proved, and replaces an older
+    /// one.
+    ///
+    /// # Errors
+    /// The instance's TLS files cannot be read.
+    pub fn get(&self, tenant: &Arc<Tenant>, name: PoolName, login: Login) -> Result<Arc<Pool>, InstanceTlsError> {
+        let (of_tenant, defaults) = {
+            let mut shared = self.shared();
+            let of_tenant = self.of_tenant(&mut shared, tenant)?;
+            (of_tenant, shared.defaults.clone())
+        };
+        let mut pools = of_tenant.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = pools.entry(name.clone()).or_insert_with(|| {
+            let record = tenant.record();
+            of_tenant.instance.add_pool(of_tenant.key, settings(&record.pool, &defaults), |key| Pool {
+                tenant: tenant.clone(),
+                name,
+                statements: Arc::default(),
+                instance: of_tenant.instance.clone(),
+                key,
+                home: of_tenant.home.clone(),
+                login: Mutex::new(None),
+                connect_timeout: defaults.connect_timeout,
+                welcomes: Mutex::default(),
+            })
+        });
+        pool.renew_login(login);
+        Ok(pool.clone())
+    }
+
+    fn of_tenant(&self, shared: &mut Shared, tenant: &Arc<Tenant>) -> Result<Arc<TenantPools>, InstanceTlsError> {
+        if let Some(known) = shared.tenants.get(&address(tenant)) {
+            return Ok(known.clone());
+        }
+        let record = tenant.record();
+        let bound = instance_bound(&record.instance, &shared.defaults);
+        let name = &record.instance.name;
+        let instance = match shared.instances.get(name) {
+            Some(instance) if instance.is_at(&record.instance) => instance.clone(),
+            _ => {
+                let instance = InstancePools::new(record.instance.clone(), bound, self.metrics.instance(name))?;
+                shared.instances.insert(name.clone(), instance.clone());
+                instance
+            }
+        };
+        let key = instance.add_tenant(tenant_bound(&record.pool, &shared.defaults));
+        let home = self.workers.home(tenant.id.as_str()).clone();
+        let pools = Arc::new(TenantPools { tenant: tenant.clone(), home, instance, key, pools: Mutex::default() });
+        shared.tenants.insert(address(tenant), pools.clone());
+        Ok(pools)
+    }
+
+    /// Takes over new bounds and settings, and lets go of what belongs to retired tenants.
+    pub fn reconfigure(&self, config: &config::Config) {
+        let mut shared = self.shared();
+        shared.defaults = config.pool.clone();
+        for instance in config.instances.values() {
+            if let Some(known) = shared.instances.get(&instance.name).filter(|known| known.is_at(instance)) {
+                known.set_bound(instance_bound(instance, &config.pool));
+            }
+        }
+        for tenant in shared.tenants.values() {
+            if tenant.tenant.is_retired() {
+                tenant.evict();
+                continue;
+            }
+            let record = tenant.tenant.record();
+            let pool = settings(&record.pool, &config.pool);
+            tenant.instance.set_tenant(tenant.key, tenant_bound(&record.pool, &config.pool), &tenant.keys(), pool);
+        }
+    }
+
+    /// Closes what idled or lived too long, and forgets retired tenants. Call it about once a second.
+    pub fn reap(&self) {
+        let mut shared = self.shared();
+        for instance in shared.instances.values() {
+            instance.reap();
+        }
+        let instances = shared.instances.clone();
+        shared.tenants.retain(|_, tenant| {
+            if !tenant.tenant.is_retired() {
+                return true;
+            }
+            let current = instances.get(tenant.instance.name()).is_some_and(|it| Arc::ptr_eq(it, &tenant.instance));
+            if !current {
+                tenant.instance.reap();
+            }
+            tenant.evict();
+            !tenant.instance.remove_tenant(tenant.key, &tenant.keys())
+        });
+    }
+
+    /// A tenant's backends by state, all its pools together.
+    pub fn counts(&self, tenant: &Arc<Tenant>) -> Counts {
+        let of_tenant = self.shared().tenants.get(&address(tenant)).cloned();
+        of_tenant.map(|pools| pools.counts()).unwrap_or_default()
+    }
+
+    /// Whether the tenant has no backend left, closing ones included.
+    pub fn is_empty(&self, tenant: &Arc<Tenant>) -> bool {
+        let of_tenant = self.shared().tenants.get(&address(tenant)).cloned();
+        of_tenant.is_none_or(|pools| pools.instance.is_empty(pools.key))
+    }
+
+    /// Closes every idle backend; the others go at their release.
+    pub fn evict_all(&self) {
+        for tenant in self.shared().tenants.values() {
+            tenant.evict();
+        }
+    }
+}
+
+impl TenantPools {
+    fn pools(&self) -> Vec<Arc<Pool>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn keys(&self) -> Vec<PoolKey> {
+        self.pools().iter().map(|pool| pool.key).collect()
+    }
+
+    fn counts(&self) -> Counts {
+        self.pools().iter().map(|pool| pool.counts()).fold(Counts::default(), |sum, one| Counts {
+            idle: sum.idle + one.idle,
+            active: sum.active + one.active,
+            connecting: sum.connecting + one.connecting,
+            waiting: sum.waiting + one.waiting,
+        })
+    }
+
+    fn evict(&self) {
+        for pool in self.pools() {
+            pool.instance.evict(pool.key);
+        }
+    }
+}
+
+impl Pool {
+    pub fn counts(&self) -> Counts {
+        self.instance.counts(self.key)
+    }
+
+    /// The histograms of its instance.
+    pub fn metrics(&self) -> &crate::metrics::InstanceMetrics {
+        &self.instance.metrics
+    }
+
+    fn renew_login(&self, login: Login) {
+        let mut current = self.login.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref() != Some(&login) {
+            *current = Some(login);
+            // The last connect may have failed for want of it.
+            self.instance.forgive(self.key);
+        }
+    }
+
+    fn target(&self) -> Option<Target> {
+        let login = self.login.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        Some(Target {
+            place: self.instance.place.clone(),
+            database: self.name.database.clone(),
+            role: self.name.role.clone(),
+            login,
+            walsender: self.name.walsender.clone().map(|it| (it.mode, it.settings)),
+            timeout: self.connect_timeout,
+        })
+    }
+
+    /// The parameters that a backend reported under these settings, if one has done so before; with the pool's own copy
+    /// of the settings, which backends recognise faster than an equal one.
+    pub fn welcome(&self, settings: &Settings) -> Option<(Arc<Settings>, Arc<Parameters>)> {
+        let welcomes = self.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        welcomes.get_key_value(settings).map(|(settings, parameters)| (settings.clone(), parameters.clone()))
+    }
+
+    pub fn remember_welcome(&self, settings: Arc<Settings>, parameters: Arc<Parameters>) {
+        let mut welcomes = self.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        if welcomes.len() >= MAX_WELCOMES {
+            welcomes.clear();
+        }
+        welcomes.insert(settings, parameters);
+    }
+
+    /// Connects in the background and tells the ledger how it went.
+    fn spawn_connect(self: Arc<Self>) {
+        let home = self.home.clone();
+        home.spawn(async move {
+            let begun = Instant::now();
+            let result = match self.target() {
+                Some(target) => crate::backend::connect(&target).await,
+                None => Err(ConnectError::Login {
+                    instance: self.instance.name().to_owned(),
+                    role: self.name.role.clone(),
+                    reason: "nobody has logged in yet",
+                }),
+            };
+            if result.is_ok() {
+                self.instance.metrics.connect.observe(begun.elapsed().as_secs_f64());
+            }
+            self.instance.connected(&self, result);
+        });
+    }
+}
+
+/// Tells one incarnation of a tenant from another; unique as long as the tenant is held.
+fn address(tenant: &Arc<Tenant>) -> usize {
+    Arc::as_ptr(tenant) as usize
+}
+
+fn settings(pool: &config::TenantPool, defaults: &config::PoolDefaults) -> PoolSettings {
+    PoolSettings {
+        max: pool.max_backends_per_role,
+        min: pool.min_backends,
+        idle_timeout: pool.idle_timeout,
+        lifetime: pool.lifetime,
+        retry: defaults.retry,
+        retry_max: defaults.retry_max,
+    }
+}
+
+fn tenant_bound(pool: &config::TenantPool, defaults: &config::PoolDefaults) -> Bound {
+    Bound { max: pool.max_backends, max_connecting: defaults.max_connecting_per_tenant }
+}
+
+fn instance_bound(instance: &config::Instance, defaults: &config::PoolDefaults) -> Bound {
+    Bound { max: instance.max_backends, max_connecting: defaults.max_connecting_per_instance }
+}
