@@ -30,3 +30,6 @@ pub mod auth;
 pub mod tenant;
 pub mod backend;
 pub mod pool;
+
+// One client and one backend.
+pub mod relay;

@@ -1,0 +1,285 @@
+//! Bytes from client to backend and back: the pure halves, and the loop that joins them to two sockets.
+
+mod flow;
+mod requests;
+mod responses;
+mod scan;
+mod splice;
+mod statements;
+#[cfg(test)]
+mod tests;
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+pub use flow::{ClientFault, Figures, Flow, FlowLimits, TransactionStatus};
+pub use splice::Splice;
+
+use crate::backend::{Backend, BackendState};
+use crate::config::PoolMode;
+use crate::metrics::InstanceMetrics;
+use crate::net::Endpoint;
+use crate::wire::ReadFault;
+
+/// Why an exchange came to its end.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every request is answered and no transaction is open.
+    Free,
+    /// A statement opened a transaction where the pool mode forbids one.
+    OpenTransaction,
+    /// The client said goodbye, and what it had asked for is answered.
+    Terminated,
+    /// Somebody wants the session to end now.
+    Interrupted,
+}
+
+/// Why an exchange broke off.
+#[derive(Debug, Error)]
+pub enum Broken {
+    #[error("the client is gone")]
+    Client(io::Error),
+    #[error("the client broke the protocol: {0}")]
+    ClientFault(#[from] ClientFault),
+    #[error("the backend is gone")]
+    Backend(io::Error),
+    #[error("the backend broke the protocol: {0}")]
+    BackendFault(#[from] ReadFault),
+}
+
+/// What an exchange moved.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Moved {
+    /// Bytes from the client.
+    pub received: u64,
+    /// Bytes to the client.
+    pub sent: u64,
+    /// Time from requests to the end of their answers.
+    pub busy: Duration,
+}
+
+/// One client joined to one backend, for as long as the client holds it.
+#[derive(Debug)]
+pub struct Exchange<'a> {
+    client: &'a mut Endpoint,
+    backend: &'a mut Endpoint,
+    state: &'a mut BackendState,
+    flow: &'a mut Flow,
+    mode: PoolMode,
+    metrics: &'a InstanceMetrics,
+    pub moved: Moved,
+    /// When the request under way was sent.
+    asked: Option<Instant>,
+}
+
+/// What moved in one step.
+enum Step {
+    Progress,
+    Blocked,
+}
+
+impl<'a> Exchange<'a> {
+    pub fn new(
+        client: &'a mut Endpoint,
+        backend: &'a mut Backend,
+        flow: &'a mut Flow,
+        mode: PoolMode,
+        metrics: &'a InstanceMetrics,
+    ) -> Self {
+        Exchange {
+            client,
+            backend: &mut backend.endpoint,
+            state: &mut backend.state,
+            flow,
+            mode,
+            metrics,
+            moved: Moved::default(),
+            asked: None,
+        }
+    }
+
+    /// Relays until the backend is free, the session ends, or something breaks. `interrupted` is asked before every wait
+    /// and has to see to it that the task is woken when its answer changes.
+    ///
+    /// # Errors
+    /// See [`Broken`]; afterwards the backend must be closed unless the flow is at rest.
+    pub async fn run(
+        &mut self,
+        mut interrupted: impl FnMut(&mut Context<'_>, &Flow) -> bool,
+    ) -> Result<Outcome, Broken> {
+        let mut terminated = false;
+        let mut begun = false;
+        poll_fn(|cx| {
+            if !std::mem::replace(&mut begun, true) {
+                terminated = self.take_received(cx)?;
+            }
+            loop {
+                self.take_time();
+                if let Some(outcome) = self.outcome(terminated) {
+                    return Poll::Ready(Ok(outcome));
+                }
+                self.send_rest(cx)?;
+                if let Step::Progress = self.responses(cx)? {
+                    continue;
+                }
+                if !terminated && let Step::Progress = self.requests(cx, &mut terminated)? {
+                    continue;
+                }
+                if interrupted(cx, self.flow) {
+                    return Poll::Ready(Ok(Outcome::Interrupted));
+                }
+                return Poll::Pending;
+            }
+        })
+        .await
+    }
+
+    fn outcome(&self, terminated: bool) -> Option<Outcome> {
+        if terminated && self.flow.at_rest() {
+            return Some(Outcome::Terminated);
+        }
+        if self.mode == PoolMode::Statement && self.flow.at_rest() && self.flow.status() != TransactionStatus::Idle {
+            return Some(Outcome::OpenTransaction);
+        }
+        let free = self.mode != PoolMode::Session && self.flow.is_free() && !self.backend.has_unsent();
+        free.then_some(Outcome::Free)
+    }
+
+    fn take_time(&mut self) {
+        match self.asked {
+            None if !self.flow.at_rest() => self.asked = Some(Instant::now()),
+            Some(asked) if self.flow.at_rest() => {
+                let took = asked.elapsed();
+                self.moved.busy += took;
+                self.metrics.query.observe(took.as_secs_f64());
+                self.asked = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn send_rest(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        if self.client.has_unsent()
+            && let Poll::Ready(Err(error)) = self.client.poll_send(cx)
+        {
+            return Err(Broken::Client(error));
+        }
+        if self.backend.has_unsent()
+            && let Poll::Ready(Err(error)) = self.backend.poll_send(cx)
+        {
+            return Err(Broken::Backend(error));
+        }
+        Ok(())
+    }
+
+    /// Backend to client, unless the client is slow to take what it has.
+    fn responses(&mut self, cx: &mut Context<'_>) -> Result<Step, Broken> {
+        if self.client.has_unsent() {
+            return Ok(Step::Blocked);
+        }
+        let Exchange { client, backend, state, flow, moved, .. } = self;
+        let mut write = Ok(());
+        let read = backend.poll_take(cx, |cx, input| {
+            let mut splice = Splice::new(input);
+            let consumed = flow.responses(state, input, &mut splice).map_err(Failure::Fault)?;
+            moved.sent += splice.bytes().len() as u64;
+            write = client.send(cx, splice.bytes());
+            Ok(consumed)
+        });
+        write.map_err(Broken::Client)?;
+        match read {
+            Poll::Pending => Ok(Step::Blocked),
+            Poll::Ready(Ok(0)) => Err(Broken::Backend(io::ErrorKind::UnexpectedEof.into())),
+            Poll::Ready(Ok(_)) => Ok(Step::Progress),
+            Poll::Ready(Err(Failure::Io(error))) => Err(Broken::Backend(error)),
+            Poll::Ready(Err(Failure::Fault(fault))) => Err(Broken::BackendFault(fault)),
+        }
+    }
+
+    /// Client to backend, unless the backend is slow to take what it has.
+    fn requests(&mut self, cx: &mut Context<'_>, terminated: &mut bool) -> Result<Step, Broken> {
+        if self.backend.has_unsent() {
+            return Ok(Step::Blocked);
+        }
+        let Exchange { client, backend, state, flow, moved, .. } = self;
+        let mut forwarded = Forwarded::default();
+        let read = client.poll_take(cx, |cx, input| forwarded.forward(cx, flow, state, backend, input));
+        let step = match read {
+            Poll::Pending => Step::Blocked,
+            Poll::Ready(Ok(0)) => return Err(Broken::Client(io::ErrorKind::UnexpectedEof.into())),
+            Poll::Ready(Ok(received)) => {
+                moved.received += received as u64;
+                Step::Progress
+            }
+            Poll::Ready(Err(Failure::Io(error))) => return Err(Broken::Client(error)),
+            Poll::Ready(Err(Failure::Fault(fault))) => return Err(Broken::ClientFault(fault)),
+        };
+        *terminated = forwarded.finish(cx, client, moved)?;
+        Ok(step)
+    }
+
+    /// The same for what was read before there was a backend.
+    fn take_received(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
+        let Exchange { client, backend, state, flow, moved, .. } = self;
+        moved.received += client.received().len() as u64;
+        let mut forwarded = Forwarded::default();
+        let taken: Result<(), Failure<ClientFault>> =
+            client.take(|input| forwarded.forward(cx, flow, state, backend, input));
+        match taken {
+            Ok(()) => forwarded.finish(cx, client, moved),
+            Err(Failure::Io(error)) => Err(Broken::Client(error)),
+            Err(Failure::Fault(fault)) => Err(Broken::ClientFault(fault)),
+        }
+    }
+}
+
+/// A read that failed, or that read something wrong.
+enum Failure<F> {
+    Io(io::Error),
+    Fault(F),
+}
+
+impl<F> From<io::Error> for Failure<F> {
+    fn from(error: io::Error) -> Self {
+        Failure::Io(error)
+    }
+}
+
+/// What became of one read from the client.
+#[derive(Default)]
+struct Forwarded {
+    write: Option<io::Error>,
+    replies: Vec<u8>,
+    terminated: bool,
+}
+
+impl Forwarded {
+    fn forward(
+        &mut self,
+        cx: &mut Context<'_>,
+        flow: &mut Flow,
+        state: &mut BackendState,
+        backend: &mut Endpoint,
+        input: &[u8],
+    ) -> Result<usize, Failure<ClientFault>> {
+        let mut splice = Splice::new(input);
+        let taken = flow.requests(state, input, &mut splice, &mut self.replies).map_err(Failure::Fault)?;
+        self.write = backend.send(cx, splice.bytes()).err();
+        self.terminated = taken.terminated;
+        Ok(taken.consumed)
+    }
+
+    /// Gives the client our own answers; says whether it said goodbye.
+    fn finish(self, cx: &mut Context<'_>, client: &mut Endpoint, moved: &mut Moved) -> Result<bool, Broken> {
+        if let Some(error) = self.write {
+            return Err(Broken::Backend(error));
+        }
+        moved.sent += self.replies.len() as u64;
+        client.send(cx, &self.replies).map_err(Broken::Client)?;
+        Ok(self.terminated)
+    }
+}

@@ -1,0 +1,344 @@
+//! The client's half of the relay: what its messages ask for, and how they are forwarded.
+
+use super::flow::{Batch, ClientFault, Expected, Flow, ParseNote};
+use super::scan;
+use super::splice::Splice;
+use crate::backend::{BackendState, StatementId, UnnamedOwner};
+use crate::wire::tag::frontend;
+use crate::wire::{HEADER, Header, cstr, messages};
+
+/// Names are looked for in this many bytes; PostgreSQL cuts them off at 63.
+const NAME_BOUND: usize = 8 * 1024;
+/// PostgreSQL's bound for messages that carry names only (PQ_SMALL_MESSAGE_LIMIT).
+const SMALL_MESSAGE: usize = 10_000;
+
+/// How far a series of bytes was taken.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes of the input that are done with; the rest has to be shown again, with more behind it.
+    pub consumed: usize,
+    /// The client said goodbye (Terminate).
+    pub terminated: bool,
+}
+
+/// One message that is in view at least as far as its kind needs.
+struct Message<'a> {
+    tag: u8,
+    /// Where it begins in the input.
+    at: usize,
+    /// Where what is in view of it ends.
+    end: usize,
+    /// Payload bytes in view.
+    view: &'a [u8],
+    /// Payload bytes still to come.
+    rest: usize,
+}
+
+impl Message<'_> {
+    fn is_whole(&self) -> bool {
+        self.rest == 0
+    }
+}
+
+impl Flow {
+    /// Takes client bytes; `splice` gets what goes to the backend, `replies` what we answer ourselves.
+    ///
+    /// # Errors
+    /// The client's fault: nothing of the offending message was forwarded.
+    pub fn requests(
+        &mut self,
+        backend: &mut BackendState,
+        input: &[u8],
+        splice: &mut Splice<'_>,
+        replies: &mut Vec<u8>,
+    ) -> Result<Taken, ClientFault> {
+        let mut at = 0;
+        loop {
+            if self.request_rest > 0 {
+                let length = self.request_rest.min(input.len() - at);
+                splice.pass(at, at + length);
+                at += length;
+                self.request_rest -= length;
+            }
+            let Some(header) = Header::read(&input[at..], self.limits.max_message)? else { break };
+            self.check(header)?;
+            if header.tag == frontend::TERMINATE {
+                return Ok(Taken { consumed: at, terminated: true });
+            }
+            let available = input.len() - at - HEADER;
+            if available < header.payload.min(self.bytes_needed(header)) {
+                break;
+            }
+            let in_view = available.min(header.payload);
+            let end = at + HEADER + in_view;
+            let message =
+                Message { tag: header.tag, at, end, view: &input[at + HEADER..end], rest: header.payload - in_view };
+            self.request_rest = message.rest;
+            self.request(backend, &message, splice)?;
+            at = end;
+            self.answer_known(&mut |tag| messages::framed(replies, tag, &[]));
+        }
+        Ok(Taken { consumed: at, terminated: false })
+    }
+
+    /// Known types only, and names within PostgreSQL's own bound.
+    fn check(&self, header: Header) -> Result<(), ClientFault> {
+        match header.tag {
+            frontend::CLOSE
+            | frontend::DESCRIBE
+            | frontend::EXECUTE
+            | frontend::FLUSH
+            | frontend::SYNC
+            | frontend::COPY_DONE
+            | frontend::TERMINATE
+                if header.payload > SMALL_MESSAGE =>
+            {
+                Err(crate::wire::FrameError::TooLong { length: header.payload, max: SMALL_MESSAGE }.into())
+            }
+            frontend::BIND
+            | frontend::CLOSE
+            | frontend::COPY_DATA
+            | frontend::COPY_DONE
+            | frontend::COPY_FAIL
+            | frontend::DESCRIBE
+            | frontend::EXECUTE
+            | frontend::FLUSH
+            | frontend::FUNCTION_CALL
+            | frontend::PARSE
+            | frontend::QUERY
+            | frontend::SYNC
+            | frontend::TERMINATE => Ok(()),
+            other => Err(ClientFault::Type(other)),
+        }
+    }
+
+    /// How much of a message's payload has to be in view before it can be forwarded.
+    fn bytes_needed(&self, header: Header) -> usize {
+        match header.tag {
+            frontend::PARSE if header.payload <= self.limits.max_prepared_size => header.payload,
+            frontend::PARSE | frontend::BIND => NAME_BOUND,
+            frontend::DESCRIBE | frontend::CLOSE => header.payload,
+            _ => 0,
+        }
+    }
+
+    fn request(
+        &mut self,
+        backend: &mut BackendState,
+        message: &Message<'_>,
+        splice: &mut Splice<'_>,
+    ) -> Result<(), ClientFault> {
+        if self.batch == Batch::Skipping && message.tag != frontend::SYNC {
+            splice.pass(message.at, message.end);
+            return Ok(());
+        }
+        match message.tag {
+            frontend::PARSE => return self.parse(backend, message, splice),
+            frontend::BIND => return self.bind(backend, message, splice),
+            frontend::DESCRIBE => return self.describe(backend, message, splice),
+            frontend::CLOSE => return self.close(backend, message, splice),
+            frontend::EXECUTE => {
+                self.figures.queries += 1;
+                self.extended(Expected::Execute);
+            }
+            frontend::FLUSH => self.batch = Batch::Open,
+            frontend::SYNC => self.sync(),
+            frontend::QUERY => {
+                self.figures.queries += 1;
+                // A simple query drops the unnamed statement.
+                self.mine.forget_unnamed();
+                backend.unnamed = None;
+                backend.dirty |= !message.is_whole() || scan::leaves_state(message.view);
+                self.expected.push_back(Expected::Query);
+            }
+            frontend::FUNCTION_CALL => {
+                backend.dirty = true;
+                self.expected.push_back(Expected::FunctionCall);
+            }
+            frontend::COPY_DONE | frontend::COPY_FAIL => self.copy_end(),
+            _ => {}
+        }
+        splice.pass(message.at, message.end);
+        Ok(())
+    }
+
+    fn extended(&mut self, expected: Expected) {
+        self.batch = Batch::Open;
+        self.expected.push_back(expected);
+    }
+
+    fn sync(&mut self) {
+        // During COPY IN the backend ignores it (PostgreSQL manual, 55.2.6).
+        if !self.copy_in {
+            self.batch = Batch::Synced;
+            self.expected.push_back(Expected::Sync);
+        }
+    }
+
+    fn copy_end(&mut self) {
+        if self.copy_in {
+            self.copy_in = false;
+        } else if !self.expected.is_empty() {
+            self.expected.push_back(Expected::CopyEnd);
+        }
+    }
+
+    fn parse(
+        &mut self,
+        backend: &mut BackendState,
+        message: &Message<'_>,
+        splice: &mut Splice<'_>,
+    ) -> Result<(), ClientFault> {
+        let (name, rest) = cstr(message.view).ok_or(ClientFault::Malformed(message.tag))?;
+        if !message.is_whole() {
+            backend.dirty = true;
+            self.unshared.push(name.into());
+            self.extended(Expected::Parse(ParseNote::Foreign));
+            splice.pass(message.at, message.end);
+            return Ok(());
+        }
+        self.unshared.retain(|unshared| **unshared != *name);
+        if name.is_empty() {
+            let unnamed = self.mine.set_unnamed(rest);
+            backend.unnamed = Some(UnnamedOwner { session: self.session, version: unnamed.version });
+            backend.dirty |= unnamed.leaves_state;
+            self.extended(Expected::Parse(ParseNote::Unnamed));
+            splice.pass(message.at, message.end);
+            return Ok(());
+        }
+        if let Some(taken) = self.mine.get(name) {
+            // PostgreSQL answers 42P05: so will it, when the name that the first one got is used again.
+            let id = taken.id;
+            self.ensure(backend, id, &taken.rest.clone(), splice);
+            messages::parse(splice.insert(), id.server_name().as_bytes(), rest);
+            self.extended(Expected::Parse(ParseNote::Foreign));
+            return Ok(());
+        }
+        if self.mine.len() >= self.limits.max_prepared_per_client {
+            return Err(ClientFault::TooManyStatements(self.limits.max_prepared_per_client));
+        }
+        let id = self.mine.prepare(name, rest, &self.shared).id;
+        if backend.prepared.touch(id) {
+            self.extended(Expected::KnownParse(name.into()));
+        } else {
+            self.make_room(backend, id, splice);
+            messages::parse(splice.insert(), id.server_name().as_bytes(), rest);
+            self.extended(Expected::Parse(ParseNote::Named(name.into(), id)));
+        }
+        Ok(())
+    }
+
+    fn bind(
+        &mut self,
+        backend: &mut BackendState,
+        message: &Message<'_>,
+        splice: &mut Splice<'_>,
+    ) -> Result<(), ClientFault> {
+        let malformed = || ClientFault::Malformed(message.tag);
+        let (portal, after_portal) = cstr(message.view).ok_or_else(malformed)?;
+        let (name, values) = cstr(after_portal).ok_or_else(malformed)?;
+        if name.is_empty() {
+            self.ensure_unnamed(backend, splice);
+        } else if let Some(statement) = self.mine.get(name).cloned() {
+            self.ensure(backend, statement.id, &statement.rest, splice);
+            backend.dirty |= statement.leaves_state;
+            let server_name = statement.id.server_name();
+            let grown = server_name.len() - name.len().min(server_name.len());
+            let shrunk = name.len().saturating_sub(server_name.len());
+            let payload = message.view.len() + message.rest + grown - shrunk;
+            let out = splice.insert();
+            out.push(frontend::BIND);
+            out.extend((payload as u32 + 4).to_be_bytes());
+            for part in [portal, b"\0", server_name.as_bytes(), b"\0", values] {
+                out.extend_from_slice(part);
+            }
+            self.extended(Expected::Bind);
+            return Ok(());
+        }
+        self.extended(Expected::Bind);
+        splice.pass(message.at, message.end);
+        Ok(())
+    }
+
+    fn describe(
+        &mut self,
+        backend: &mut BackendState,
+        message: &Message<'_>,
+        splice: &mut Splice<'_>,
+    ) -> Result<(), ClientFault> {
+        match named_statement(message)? {
+            Some(b"") => self.ensure_unnamed(backend, splice),
+            Some(name) => {
+                if let Some(statement) = self.mine.get(name).cloned() {
+                    self.ensure(backend, statement.id, &statement.rest, splice);
+                    let server_name = statement.id.server_name();
+                    messages::framed(splice.insert(), message.tag, &[b"S", server_name.as_bytes(), b"\0"]);
+                    self.extended(Expected::Describe);
+                    return Ok(());
+                }
+            }
+            None => {}
+        }
+        self.extended(Expected::Describe);
+        splice.pass(message.at, message.end);
+        Ok(())
+    }
+
+    fn close(
+        &mut self,
+        backend: &mut BackendState,
+        message: &Message<'_>,
+        splice: &mut Splice<'_>,
+    ) -> Result<(), ClientFault> {
+        if let Some(name) = named_statement(message)? {
+            self.unshared.retain(|unshared| **unshared != *name);
+            if name.is_empty() {
+                self.mine.forget_unnamed();
+                backend.unnamed = None;
+            } else if let Some(statement) = self.mine.remove(name) {
+                self.extended(Expected::KnownClose(name.into(), statement));
+                return Ok(());
+            }
+        }
+        self.extended(Expected::Close);
+        splice.pass(message.at, message.end);
+        Ok(())
+    }
+
+    /// Prepares a statement on this backend if another one has it.
+    fn ensure(&mut self, backend: &mut BackendState, id: StatementId, rest: &[u8], splice: &mut Splice<'_>) {
+        if !backend.prepared.touch(id) {
+            self.make_room(backend, id, splice);
+            messages::parse(splice.insert(), id.server_name().as_bytes(), rest);
+            self.extended(Expected::InjectedParse(Some(id)));
+        }
+    }
+
+    /// The same for the unnamed statement.
+    fn ensure_unnamed(&mut self, backend: &mut BackendState, splice: &mut Splice<'_>) {
+        let Some(unnamed) = self.mine.unnamed() else { return };
+        backend.dirty |= unnamed.leaves_state;
+        let owner = Some(UnnamedOwner { session: self.session, version: unnamed.version });
+        if backend.unnamed != owner {
+            messages::parse(splice.insert(), b"", &unnamed.rest);
+            backend.unnamed = owner;
+            self.extended(Expected::InjectedParse(None));
+        }
+    }
+
+    /// Notes a statement on the backend and closes the one that has to go for it.
+    fn make_room(&mut self, backend: &mut BackendState, id: StatementId, splice: &mut Splice<'_>) {
+        if let Some(oldest) = backend.prepared.insert(id, self.limits.max_prepared_per_backend) {
+            messages::close_statement(splice.insert(), oldest.server_name().as_bytes());
+            self.extended(Expected::InjectedClose(oldest));
+        }
+    }
+}
+
+/// The statement's name in a Describe or Close; none for a portal.
+fn named_statement<'a>(message: &Message<'a>) -> Result<Option<&'a [u8]>, ClientFault> {
+    let malformed = || ClientFault::Malformed(message.tag);
+    let (kind, name) = message.view.split_first().ok_or_else(malformed)?;
+    let (name, _) = cstr(name).ok_or_else(malformed)?;
+    Ok((*kind == b'S').then_some(name))
+}
