@@ -33,3 +33,4 @@ pub mod pool;
 
 // One client and one backend.
 pub mod relay;
+pub mod sessions;

@@ -1,0 +1,299 @@
+//! Live sessions: their cancel keys, what they can be told from outside, and where a cancel request has to go.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Context;
+
+use atomic_waker::AtomicWaker;
+use dashmap::DashMap;
+use subtle::ConstantTimeEq;
+use tokio::sync::Notify;
+
+use crate::backend::CancelKey;
+use crate::tenant::Tenant;
+
+/// What a session can be told. Later ones win.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Order {
+    GoOn,
+    /// End at the next point where no transaction is open.
+    Finish,
+    /// End now.
+    End,
+}
+
+/// All sessions that are logged in.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    live: DashMap<u32, Arc<Session>, ahash::RandomState>,
+}
+
+/// A session as the others see it.
+#[derive(Debug)]
+pub struct Session {
+    /// What BackendKeyData tells as the process id; never 0, unique among the live ones.
+    pub pid: u32,
+    pub secret: Vec<u8>,
+    pub tenant: Arc<Tenant>,
+    order: AtomicU8,
+    waker: AtomicWaker,
+    cancel: Mutex<Cancel>,
+    /// Somebody cancelled while we waited for a backend.
+    cancelled: Notify,
+    /// No cancel request is under way any more.
+    settled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Cancel {
+    target: Target,
+    /// Requests on their way to the instance.
+    in_flight: u32,
+}
+
+/// What a cancel request would hit.
+#[derive(Debug, Default)]
+enum Target {
+    #[default]
+    Nothing,
+    Waiting,
+    Backend(Arc<CancelKey>),
+}
+
+/// What became of a cancel request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    Forwarded,
+    UnknownKey,
+    /// Nothing was running.
+    Idle,
+    Failed,
+}
+
+impl Sessions {
+    /// Registers a session under a fresh random pid and a random secret of `secret_length` bytes. It is forgotten when
+    /// the registration is dropped.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn register(
+        self: &Arc<Self>,
+        tenant: Arc<Tenant>,
+        secret_length: usize,
+    ) -> Result<Registration, getrandom::Error> {
+        let mut secret = vec![0; secret_length];
+        getrandom::fill(&mut secret)?;
+        loop {
+            let pid = getrandom::u32()? & 0x7fff_ffff;
+            if pid == 0 {
+                continue;
+            }
+            if let dashmap::Entry::Vacant(vacant) = self.live.entry(pid) {
+                let session = Arc::new(Session {
+                    pid,
+                    secret,
+                    tenant,
+                    order: AtomicU8::new(0),
+                    waker: AtomicWaker::new(),
+                    cancel: Mutex::default(),
+                    cancelled: Notify::new(),
+                    settled: Notify::new(),
+                });
+                vacant.insert(session.clone());
+                return Ok(Registration { sessions: self.clone(), session });
+            }
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Tells every session that `chosen` picks.
+    pub fn order(&self, order: Order, chosen: impl Fn(&Session) -> bool) {
+        for session in self.live.iter().filter(|entry| chosen(entry.value())) {
+            session.order.fetch_max(order as u8, Ordering::AcqRel);
+            session.waker.wake();
+            session.cancelled.notify_waiters();
+        }
+    }
+
+    /// Carries out a CancelRequest: exactly the query that the session runs now, or its wait for a backend.
+    pub async fn cancel(&self, pid: u32, secret: &[u8]) -> Cancelled {
+        let Some(session) = self.live.get(&pid).map(|entry| entry.value().clone()) else {
+            return Cancelled::UnknownKey;
+        };
+        if !bool::from(session.secret.ct_eq(secret)) {
+            return Cancelled::UnknownKey;
+        }
+        let Some(under_way) = session.begin_cancel() else { return Cancelled::Idle };
+        match under_way {
+            UnderWay::Waiter => Cancelled::Forwarded,
+            UnderWay::Backend(flight) => match flight.key.send().await {
+                Ok(()) => Cancelled::Forwarded,
+                Err(error) => {
+                    tracing::warn!(tenant = session.tenant.id.as_str(), %error, "cancel request not delivered");
+                    Cancelled::Failed
+                }
+            },
+        }
+    }
+}
+
+/// A session's place among the live ones.
+#[derive(Debug)]
+pub struct Registration {
+    sessions: Arc<Sessions>,
+    session: Arc<Session>,
+}
+
+impl std::ops::Deref for Registration {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.sessions.live.remove(&self.session.pid);
+    }
+}
+
+enum UnderWay {
+    Waiter,
+    Backend(Flight),
+}
+
+/// A cancel request on its way: the backend is not given on before it has arrived.
+struct Flight {
+    session: Arc<Session>,
+    key: Arc<CancelKey>,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.session.cancel().in_flight -= 1;
+        self.session.settled.notify_waiters();
+    }
+}
+
+impl Session {
+    fn cancel(&self) -> std::sync::MutexGuard<'_, Cancel> {
+        self.cancel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin_cancel(self: &Arc<Self>) -> Option<UnderWay> {
+        let mut cancel = self.cancel();
+        match &cancel.target {
+            Target::Nothing => None,
+            Target::Waiting => {
+                cancel.target = Target::Nothing;
+                self.cancelled.notify_waiters();
+                Some(UnderWay::Waiter)
+            }
+            Target::Backend(key) => {
+                let key = key.clone();
+                cancel.in_flight += 1;
+                Some(UnderWay::Backend(Flight { session: self.clone(), key }))
+            }
+        }
+    }
+
+    /// From now on a cancel request ends the wait for a backend: [`Session::wait_is_over`] returns.
+    pub fn waits(&self) {
+        self.cancel().target = Target::Waiting;
+    }
+
+    /// Returns when the wait was cancelled, or the session told to end.
+    pub async fn wait_is_over(&self) -> WaitOver {
+        loop {
+            let notified = self.cancelled.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if self.ordered() == Order::End {
+                return WaitOver::Ended;
+            }
+            if !matches!(self.cancel().target, Target::Waiting) {
+                return WaitOver::Cancelled;
+            }
+            notified.await;
+        }
+    }
+
+    /// From now on a cancel request goes to this backend.
+    pub fn runs_on(&self, key: &Arc<CancelKey>) {
+        self.cancel().target = Target::Backend(key.clone());
+    }
+
+    /// From now on a cancel request hits nothing; returns when those under way have arrived, so that none of them can
+    /// hit the backend's next client.
+    pub async fn runs_nothing(&self) {
+        loop {
+            let settled = self.settled.notified();
+            tokio::pin!(settled);
+            {
+                let mut cancel = self.cancel();
+                cancel.target = Target::Nothing;
+                if cancel.in_flight == 0 {
+                    return;
+                }
+                settled.as_mut().enable();
+            }
+            settled.await;
+        }
+    }
+
+    pub fn ordered(&self) -> Order {
+        match self.order.load(Ordering::Acquire) {
+            0 => Order::GoOn,
+            1 => Order::Finish,
+            _ => Order::End,
+        }
+    }
+
+    /// The order, after seeing to it that the task is woken when it changes.
+    pub fn poll_ordered(&self, cx: &mut Context<'_>) -> Order {
+        self.waker.register(cx.waker());
+        self.ordered()
+    }
+}
+
+/// How a wait for a backend was cut short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitOver {
+    Cancelled,
+    Ended,
+}
+
+/// Client connections, bounded.
+#[derive(Debug)]
+pub struct ClientCap {
+    count: AtomicU32,
+    max: u32,
+}
+
+impl ClientCap {
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(ClientCap { count: AtomicU32::new(0), max: u32::try_from(max).unwrap_or(u32::MAX) })
+    }
+
+    /// A place, if one is free; given back on drop.
+    pub fn take(self: &Arc<Self>) -> Option<ClientPlace> {
+        let taken = self
+            .count
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < self.max).then_some(count + 1));
+        taken.ok().map(|_| ClientPlace(self.clone()))
+    }
+}
+
+/// A client's place under the cap.
+#[derive(Debug)]
+pub struct ClientPlace(Arc<ClientCap>);
+
+impl Drop for ClientPlace {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::AcqRel);
+    }
+}
