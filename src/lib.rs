@@ -34,3 +34,4 @@ pub mod pool;
 // One client and one backend.
 pub mod relay;
 pub mod sessions;
+pub mod admin;

@@ -1,0 +1,319 @@
+//! The HTTP endpoint: `/metrics` for Prometheus, `/healthz` and `/readyz` for orchestrators.
+//!
+//! Its peers are trusted little: the number of connections, the time for a request's head and a connection's life are
+//! bounded, and no request has a body that is read.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+/// What the endpoint shows; implemented where everything is known, so that this module knows nobody above it.
+pub trait Probe: Send + Sync + 'static {
+    /// The text for `/metrics`, as made by `Metrics::encode`. Called on a thread that may block.
+    fn metrics(&self) -> String;
+
+    /// Whether new clients are welcome: configuration loaded, listeners up, not draining.
+    ///
+    /// # Errors
+    /// Why not, in words for an operator; sent as the body.
+    fn ready(&self) -> Result<(), String>;
+}
+
+/// Bounds of the endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Connections at a time; further ones wait in the kernel's queue.
+    pub connections: usize,
+    /// For a request's head, and between requests. Longer than a usual scrape interval, so that Prometheus keeps its
+    /// connection.
+    pub head_timeout: Duration,
+    /// A connection takes no new request after this, so that none holds its place for ever.
+    pub lifetime: Duration,
+    /// For the answer under way at the end of a connection's life or of the process.
+    pub grace: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            head_timeout: Duration::from_secs(20),
+            lifetime: Duration::from_secs(600),
+            grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Longest request head in bytes; hyper wants at least 8 KiB.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// Wait after a failed accept, which mostly means that file descriptors have run out.
+const ACCEPT_RETRY: Duration = Duration::from_millis(200);
+
+/// Serves until `end`, then finishes the answers under way.
+pub async fn serve(listener: TcpListener, probe: Arc<dyn Probe>, bounds: Bounds, end: impl Future<Output = ()>) {
+    let routes = routes(probe);
+    let places = Arc::new(Semaphore::new(bounds.connections));
+    let (ending, _) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut end = pin!(end);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut end => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        match accepted {
+            Ok((stream, place)) => {
+                let (routes, ending) = (routes.clone(), ending.subscribe());
+                connections.spawn(async move {
+                    connection(stream, routes, bounds, ending).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "HTTP endpoint cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+    drop(listener);
+    ending.send_replace(true);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    // The place comes first: what is not accepted costs no descriptor.
+    let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+    let (stream, _) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, place))
+}
+
+async fn connection(stream: TcpStream, routes: Router, bounds: Bounds, mut ending: watch::Receiver<bool>) {
+    let mut served = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(bounds.head_timeout)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+    );
+    let result = tokio::select! {
+        result = &mut served => result,
+        () = life_ends(&mut ending, bounds.lifetime) => {
+            served.as_mut().graceful_shutdown();
+            match tokio::time::timeout(bounds.grace, served).await {
+                Ok(result) => result,
+                Err(_) => return debug!("HTTP peer did not take its answer in time"),
+            }
+        }
+    };
+    if let Err(error) = result {
+        debug!(%error, "HTTP connection broke");
+    }
+}
+
+async fn life_ends(ending: &mut watch::Receiver<bool>, lifetime: Duration) {
+    tokio::select! {
+        // An error means that `serve` itself is gone, which is an end as well.
+        _ = ending.wait_for(|ending| *ending) => {}
+        () = tokio::time::sleep(lifetime) => {}
+    }
+}
+
+fn routes(probe: Arc<dyn Probe>) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "not found; / lists what there is\n") })
+        .with_state(probe)
+}
+
+async fn index() -> &'static str {
+    concat!(
+        "pgtenant ",
+        env!("CARGO_PKG_VERSION"),
+        "\n\n/metrics  figures for Prometheus\n/healthz  200 while the process lives\n",
+        "/readyz   200 while new clients are welcome, 503 and the reason otherwise\n",
+    )
+}
+
+async fn metrics(State(probe): State<Arc<dyn Probe>>) -> Response {
+    // Thousands of tenants take milliseconds: not on a thread that may serve clients.
+    match tokio::task::spawn_blocking(move || probe.metrics()).await {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Err(error) => {
+            warn!(%error, "metrics could not be written");
+            (StatusCode::INTERNAL_SERVER_ERROR, "metrics could not be written; see the log\n").into_response()
+        }
+    }
+}
+
+async fn ready(State(probe): State<Arc<dyn Probe>>) -> Response {
+    match probe.ready() {
+        Ok(()) => "ready\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Mutex;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::oneshot;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::admin::health::health;
+
+    #[derive(Default)]
+    struct Fake {
+        reason: Mutex<Option<String>>,
+        panics: bool,
+    }
+
+    impl Probe for Fake {
+        fn metrics(&self) -> String {
+            assert!(!self.panics, "metrics fail in this test");
+            "up 1\n".to_owned()
+        }
+
+        fn ready(&self) -> Result<(), String> {
+            self.reason.lock().unwrap().clone().map_or(Ok(()), Err)
+        }
+    }
+
+    struct Endpoint {
+        address: SocketAddr,
+        end: oneshot::Sender<()>,
+        served: JoinHandle<()>,
+    }
+
+    impl Endpoint {
+        async fn start(probe: Arc<Fake>, bounds: Bounds) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (end, ended) = oneshot::channel::<()>();
+            let served = tokio::spawn(serve(listener, probe, bounds, async {
+                let _ = ended.await;
+            }));
+            Self { address, end, served }
+        }
+
+        async fn ask(&self, request: &str) -> String {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        }
+
+        async fn get(&self, path: &str) -> String {
+            self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await
+        }
+    }
+
+    #[tokio::test]
+    async fn each_path_answers() {
+        let probe = Arc::new(Fake::default());
+        let endpoint = Endpoint::start(probe.clone(), Bounds::default()).await;
+        let metrics = endpoint.get("/metrics").await;
+        assert!(metrics.starts_with("HTTP/1.1 200") && metrics.ends_with("\r\n\r\nup 1\n"), "{metrics}");
+        assert!(metrics.contains("content-type: text/plain; version=0.0.4"));
+        assert!(endpoint.get("/").await.contains("/readyz"));
+        assert!(endpoint.get("/healthz").await.ends_with("alive\n"));
+        assert!(endpoint.get("/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(endpoint.get("/metrics/").await.starts_with("HTTP/1.1 404"));
+        assert!(endpoint.ask("POST /readyz HTTP/1.0\r\n\r\n").await.starts_with("HTTP/1.0 405"));
+        assert!(endpoint.ask("\x16\x03\x01\0\n\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+
+        *probe.reason.lock().unwrap() = Some("draining".to_owned());
+        let refused = endpoint.get("/readyz").await;
+        assert!(refused.starts_with("HTTP/1.1 503") && refused.ends_with("draining\n"), "{refused}");
+        assert!(endpoint.get("/healthz").await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn the_health_command_sees_ready_draining_and_gone() {
+        let probe = Arc::new(Fake::default());
+        let endpoint = Endpoint::start(probe.clone(), Bounds::default()).await;
+        let address = endpoint.address;
+        let ask = || tokio::task::spawn_blocking(move || health(address));
+        ask().await.unwrap().unwrap();
+        *probe.reason.lock().unwrap() = Some("draining".to_owned());
+        assert!(ask().await.unwrap().unwrap_err().to_string().contains("draining"));
+        endpoint.end.send(()).unwrap();
+        endpoint.served.await.unwrap();
+        assert!(ask().await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_writing_metrics_is_a_500() {
+        let probe = Arc::new(Fake { panics: true, ..Fake::default() });
+        let endpoint = Endpoint::start(probe, Bounds::default()).await;
+        assert!(endpoint.get("/metrics").await.starts_with("HTTP/1.1 500"));
+        assert!(endpoint.get("/healthz").await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn silent_peers_are_dropped_and_make_room() {
+        let bounds = Bounds { connections: 2, head_timeout: Duration::from_millis(150), ..Bounds::default() };
+        let endpoint = Endpoint::start(Arc::default(), bounds).await;
+        let mut silent = Vec::new();
+        for _ in 0..4 {
+            let mut stream = TcpStream::connect(endpoint.address).await.unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost:").await.unwrap();
+            silent.push(stream);
+        }
+        // Behind four that say nothing, two at a time: the answer comes, after their time is up.
+        let answer = tokio::time::timeout(Duration::from_secs(5), endpoint.get("/healthz")).await;
+        assert!(answer.unwrap().starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn an_endless_head_is_refused() {
+        let endpoint = Endpoint::start(Arc::default(), Bounds::default()).await;
+        let answer = endpoint.ask(&format!("GET / HTTP/1.1\r\nA: {}", "a".repeat(MAX_HEAD))).await;
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn kept_connections_end_with_the_endpoint_and_with_their_lifetime() {
+        for lifetime in [Duration::from_millis(100), Duration::from_secs(600)] {
+            let bounds = Bounds { lifetime, ..Bounds::default() };
+            let endpoint = Endpoint::start(Arc::default(), bounds).await;
+            let mut kept = TcpStream::connect(endpoint.address).await.unwrap();
+            kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            let mut answer = vec![0; 1024];
+            let read = kept.read(&mut answer).await.unwrap();
+            assert!(answer[..read].starts_with(b"HTTP/1.1 200"));
+            if lifetime > Duration::from_secs(1) {
+                endpoint.end.send(()).unwrap();
+                tokio::time::timeout(Duration::from_secs(2), endpoint.served).await.unwrap().unwrap();
+            }
+            let closed = tokio::time::timeout(Duration::from_secs(2), kept.read_to_end(&mut answer)).await;
+            closed.unwrap().unwrap();
+        }
+    }
+}
