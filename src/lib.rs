@@ -35,3 +35,4 @@ pub mod pool;
 pub mod relay;
 pub mod sessions;
 pub mod admin;
+pub mod session;

@@ -1,0 +1,182 @@
+//! One client connection, first byte to close: the straight line through the steps.
+
+mod authenticate;
+mod encrypt;
+mod reject;
+mod resolve;
+mod serve;
+mod startup;
+mod welcome;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::BytesMut;
+
+pub use reject::{too_many_clients, turn_away};
+
+use crate::auth::{Backoff, Mock};
+use crate::config::Config;
+use crate::drain::Drain;
+use crate::metrics::{CancelResult, Held, Metrics};
+use crate::net::ServerTls;
+use crate::net::stream::{DetachedSocket, MessageStream, Socket};
+use crate::pool::Pools;
+use crate::sessions::{Cancelled, ClientCap, ClientPlace, Sessions};
+use crate::tenant::{Registry, Verifiers};
+use crate::wire::Opening;
+use crate::workers::Workers;
+use reject::Rejection;
+use startup::Wish;
+
+/// Everything that sessions share; built once, in `app`.
+pub struct Context {
+    pub config: ArcSwap<Config>,
+    pub registry: Registry,
+    pub pools: Pools,
+    pub verifiers: Verifiers,
+    pub backoff: Backoff,
+    /// None where TLS is switched off.
+    pub tls: ArcSwapOption<ServerTls>,
+    pub metrics: Arc<Metrics>,
+    pub drain: Drain,
+    pub sessions: Arc<Sessions>,
+    pub workers: Arc<Workers>,
+    /// Sessions, from the StartupMessage on. Connections that only ask for a cancel need no place here.
+    pub clients: Arc<ClientCap>,
+    /// For the exchanges that cannot succeed.
+    pub mock: Mock,
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Tcp(SocketAddr),
+    Unix,
+}
+
+impl Peer {
+    /// The address that counts for allow-lists and back-off.
+    pub fn ip(self) -> IpAddr {
+        match self {
+            Peer::Tcp(address) => address.ip().to_canonical(),
+            Peer::Unix => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+        }
+    }
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// A client whose encryption is settled, during its login.
+struct Client {
+    stream: MessageStream,
+    peer: Peer,
+    tls: Option<ClientTls>,
+    /// Answers that go out with the next write.
+    answers: BytesMut,
+}
+
+/// What the TLS handshake told.
+#[derive(Debug)]
+struct ClientTls {
+    sni: Option<String>,
+    /// `tls-server-end-point` of the certificate that we showed.
+    binding: Option<Vec<u8>>,
+    /// The tenants whose CA vouches for the client's certificate, and its common name.
+    certificate: Option<(Vec<String>, Option<String>)>,
+}
+
+/// Takes a connection from its first byte to its end. Runs on the accepting runtime until it is known where the
+/// tenant is at home, and there from then on.
+pub async fn run(socket: Socket, peer: Peer, place: ClientPlace, context: Arc<Context>) {
+    let begun = Instant::now();
+    let timeout = context.config.load().auth.login_timeout;
+    let held = context.metrics.login();
+    let hello = match tokio::time::timeout(timeout, encrypt::hello(socket, &context)).await {
+        Ok(Ok(Some(hello))) => hello,
+        Ok(Ok(None)) => return,
+        Ok(Err(rejection)) => return rejection.note(peer, &context),
+        Err(_) => return Rejection::timeout().note(peer, &context),
+    };
+    let home = match hello.tenant(&context) {
+        Some(tenant) => context.workers.home(&tenant).clone(),
+        None => context.workers.any().clone(),
+    };
+    let Ok(hello) = hello.detach() else { return };
+    home.spawn(async move {
+        let deadline = begun + timeout;
+        on_worker(hello, Arrival { peer, begun, deadline, place, held }, context).await;
+    });
+}
+
+/// What comes with a connection from the accepting runtime.
+struct Arrival {
+    peer: Peer,
+    begun: Instant,
+    deadline: Instant,
+    place: ClientPlace,
+    /// Counts the login while it lasts.
+    held: Held,
+}
+
+async fn on_worker(hello: encrypt::Hello<DetachedSocket>, arrival: Arrival, context: Arc<Context>) {
+    let peer = arrival.peer;
+    let client = tokio::time::timeout_at(arrival.deadline.into(), encrypt::finish(hello, peer, &context)).await;
+    let (mut client, opening) = match client {
+        Ok(Ok(finished)) => finished,
+        Ok(Err(rejection)) => return rejection.note(peer, &context),
+        Err(_) => return Rejection::timeout().note(peer, &context),
+    };
+    let login = tokio::time::timeout_at(arrival.deadline.into(), login(&mut client, opening, &context)).await;
+    let (welcomed, client_place) = match login.unwrap_or_else(|_| Err(Rejection::timeout())) {
+        Ok(Some(logged_in)) => logged_in,
+        Ok(None) => return,
+        Err(rejection) => {
+            rejection.tell(&mut client).await;
+            return rejection.note(peer, &context);
+        }
+    };
+    drop(arrival.held);
+    let _counted = (context.metrics.client(), arrival.place, client_place);
+    serve::requests(client, welcomed, arrival.begun, &context).await;
+}
+
+/// From the StartupMessage to ReadyForQuery; none when it was a cancel request.
+async fn login(
+    client: &mut Client,
+    opening: Option<Opening>,
+    context: &Arc<Context>,
+) -> Result<Option<(welcome::Welcomed, ClientPlace)>, Rejection> {
+    let startup = match startup::read(client, opening, context).await? {
+        Wish::Cancel { pid, secret } => {
+            cancel(pid, &secret, context).await;
+            return Ok(None);
+        }
+        Wish::Session(startup) => startup,
+    };
+    let place = context.clients.take().ok_or_else(Rejection::full)?;
+    let candidate = resolve::tenant(client, startup, context)?;
+    let proven = authenticate::client(client, candidate, context).await?;
+    let welcomed = welcome::send(client, proven, context).await?;
+    Ok(Some((welcomed, place)))
+}
+
+/// PostgreSQL never answers a cancel request: the connection is just closed when it was carried out.
+async fn cancel(pid: i32, secret: &[u8], context: &Context) {
+    let result = match context.sessions.cancel(pid.cast_unsigned(), secret).await {
+        Cancelled::Forwarded => CancelResult::Forwarded,
+        Cancelled::UnknownKey => CancelResult::UnknownKey,
+        Cancelled::Idle => CancelResult::Idle,
+        Cancelled::Failed => CancelResult::Failed,
+    };
+    context.metrics.cancel_requests.inc(result);
+}

@@ -1,0 +1,369 @@
+//! Step 6: wait for a request, check out a backend, relay until the transaction is over, release; until the end.
+
+mod refuse;
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::Instant;
+
+use super::welcome::{Welcomed, always_reset};
+use super::{Client, Context, Peer};
+use crate::backend::CommandError;
+use crate::config::PoolMode;
+use crate::metrics::{ErrorSource, ProtocolViolation};
+use crate::net::Endpoint;
+use crate::pool::{Checkout, CheckoutError};
+use crate::relay::{Broken, ClientFault, Exchange, Flow, FlowLimits, Moved, Outcome, TransactionStatus};
+use crate::sessions::{Order, WaitOver};
+use crate::wire::tag::frontend;
+use crate::wire::{HEADER, Header, PgError, sqlstate};
+
+/// A request this long need not be here whole before it gets a backend.
+const WHOLE_REQUEST: usize = 16 * 1024;
+
+/// Why a session ended.
+#[derive(Debug)]
+enum End {
+    /// The client said goodbye.
+    Terminated,
+    /// The client's connection broke.
+    ClientGone,
+    ClientFault(ClientFault),
+    BackendLost(String),
+    /// The proxy drains, or the tenant was retired.
+    Told(PgError),
+}
+
+/// A session at work.
+struct Serving<'a> {
+    client: Endpoint,
+    flow: Flow,
+    session: Welcomed,
+    context: &'a Context,
+    /// Figures for the log line.
+    queries: u64,
+    transactions: u64,
+    moved: Moved,
+}
+
+/// Serves a welcomed client to its end, and writes the session's line in the log.
+pub(super) async fn requests(client: Client, session: Welcomed, begun: Instant, context: &Arc<Context>) {
+    let peer = client.peer;
+    let (stream, received) = client.stream.into_parts();
+    let limits = {
+        let limits = &context.config.load().limits;
+        FlowLimits {
+            max_message: limits.max_message as usize,
+            max_prepared_per_client: limits.max_prepared_per_client,
+            max_prepared_per_backend: limits.max_prepared_per_backend,
+            max_prepared_size: limits.max_prepared_size,
+        }
+    };
+    let flow = Flow::new(session.registration.pid, limits, session.pool.statements.clone());
+    session.tenant.stats.clients.fetch_add(1, Ordering::Relaxed);
+    let tls = stream.is_tls();
+    let client = Endpoint::new(stream, received.to_vec());
+    let mut serving = Serving { client, flow, session, context, queries: 0, transactions: 0, moved: Moved::default() };
+    let end = serving.run().await;
+    serving.close(&end).await;
+    serving.session.tenant.stats.clients.fetch_sub(1, Ordering::Relaxed);
+    serving.log(peer, tls, begun, &end);
+}
+
+impl Serving<'_> {
+    async fn run(&mut self) -> End {
+        loop {
+            if let Err(end) = self.next_request().await {
+                return end;
+            }
+            let checkout = match self.backend().await {
+                Ok(checkout) => checkout,
+                Err(NoBackend::Refused(error)) => match self.refuse(error).await {
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                },
+                Err(NoBackend::End(end)) => return end,
+            };
+            if let Err(end) = self.relay(checkout).await {
+                return end;
+            }
+        }
+    }
+
+    /// Waits for the client's next request, holding no backend (but in session mode the one that it keeps).
+    async fn next_request(&mut self) -> Result<(), End> {
+        if self.session.kept.is_some() {
+            return Ok(());
+        }
+        let Serving { client, session, context, flow: _, .. } = self;
+        let max = context.config.load().limits.max_message as usize;
+        poll_fn(|cx| {
+            loop {
+                if client.has_unsent()
+                    && let Poll::Ready(Err(_)) = client.poll_send(cx)
+                {
+                    return Poll::Ready(Err(End::ClientGone));
+                }
+                match first_request(client.received(), max) {
+                    Err(end) => return Poll::Ready(Err(end)),
+                    Ok(true) => return Poll::Ready(Ok(())),
+                    Ok(false) => {}
+                }
+                if session.registration.poll_ordered(cx) != Order::GoOn {
+                    return Poll::Ready(Err(End::Told(farewell(session))));
+                }
+                match ready!(client.poll_fill(cx)) {
+                    Ok(0) | Err(_) => return Poll::Ready(Err(End::ClientGone)),
+                    Ok(_) => {}
+                }
+            }
+        })
+        .await
+    }
+
+    /// A backend that suits this session.
+    async fn backend(&mut self) -> Result<Checkout, NoBackend> {
+        if let Some(kept) = self.session.kept.take() {
+            self.session.registration.runs_on(&kept.cancel);
+            return Ok(kept);
+        }
+        let registration = &self.session.registration;
+        registration.waits();
+        let mut checkout = tokio::select! {
+            biased;
+            checkout = self.session.pool.checkout() => checkout.map_err(|error| NoBackend::Refused(refusal(&error)))?,
+            over = registration.wait_is_over() => return Err(match over {
+                WaitOver::Cancelled => NoBackend::Refused(PgError::error(
+                    sqlstate::QUERY_CANCELED,
+                    "canceling statement due to user request",
+                )),
+                WaitOver::Ended => NoBackend::End(End::Told(farewell(&self.session))),
+            }),
+        };
+        let always = always_reset(&self.session.pool);
+        match checkout.adopt(registration.pid, &self.session.settings, always).await {
+            Ok(()) => {
+                registration.runs_on(&checkout.cancel);
+                Ok(checkout)
+            }
+            Err(CommandError::Refused(error)) => {
+                checkout.release();
+                Err(NoBackend::Refused(error))
+            }
+            Err(error) => {
+                tracing::warn!(tenant = self.session.tenant.id.as_str(), %error, "backend lost");
+                let text = "could not connect to the tenant's database";
+                Err(NoBackend::Refused(PgError::error(sqlstate::CONNECTION_FAILURE, text)))
+            }
+        }
+    }
+
+    /// One exchange, and what becomes of its backend.
+    async fn relay(&mut self, mut checkout: Checkout) -> Result<(), End> {
+        let Serving { client, flow, session, .. } = self;
+        let begun = Instant::now();
+        let metrics = session.pool.metrics();
+        checkout.busy();
+        let mut exchange = Exchange::new(client, &mut checkout, flow, session.mode, metrics);
+        let registration = &session.registration;
+        let result = exchange.run(|cx, flow| interrupted(registration.poll_ordered(cx), flow)).await;
+        let moved = exchange.moved;
+        if session.mode != PoolMode::Session {
+            metrics.transaction.observe(begun.elapsed().as_secs_f64());
+        }
+        self.count(moved);
+        match result {
+            Ok(Outcome::Free) => {
+                self.session.registration.runs_nothing().await;
+                checkout.at_rest();
+                checkout.release();
+                Ok(())
+            }
+            Ok(Outcome::Terminated) => {
+                self.leave(checkout).await;
+                Err(End::Terminated)
+            }
+            Ok(Outcome::OpenTransaction) => Err(End::Told(
+                PgError::fatal(
+                    sqlstate::FEATURE_NOT_SUPPORTED,
+                    "transaction blocks are not allowed in pool mode statement",
+                )
+                .with_hint("Run each statement by itself, or ask for pool mode transaction."),
+            )),
+            Ok(Outcome::Interrupted) => {
+                self.leave(checkout).await;
+                Err(End::Told(farewell(&self.session)))
+            }
+            Err(Broken::Client(_)) => {
+                self.leave(checkout).await;
+                Err(End::ClientGone)
+            }
+            Err(Broken::ClientFault(fault)) => Err(End::ClientFault(fault)),
+            Err(Broken::Backend(error)) => Err(End::BackendLost(error.to_string())),
+            Err(Broken::BackendFault(fault)) => Err(End::BackendLost(fault.to_string())),
+        }
+    }
+
+    /// The client leaves its backend behind: what is clean, or can be made so, goes back to the pool.
+    async fn leave(&mut self, mut checkout: Checkout) {
+        self.session.registration.runs_nothing().await;
+        if !self.flow.at_rest() || checkout.endpoint.has_unsent() || self.session.pool.name.walsender.is_some() {
+            return;
+        }
+        checkout.at_rest();
+        let cleaned = async {
+            if self.flow.status() != TransactionStatus::Idle {
+                checkout.roll_back().await?;
+            }
+            // Locks and temporary tables of a whole session are not left to the next one's checkout.
+            if checkout.state.dirty || !self.flow.is_free() {
+                checkout.reset().await?;
+            }
+            Ok::<(), CommandError>(())
+        };
+        match cleaned.await {
+            Ok(()) => checkout.release(),
+            Err(error) => tracing::debug!(tenant = self.session.tenant.id.as_str(), %error, "backend not cleaned"),
+        }
+    }
+
+    fn count(&mut self, moved: Moved) {
+        let figures = self.flow.take_figures();
+        let stats = &self.session.tenant.stats;
+        let add = |counter: &std::sync::atomic::AtomicU64, value: u64| counter.fetch_add(value, Ordering::Relaxed);
+        add(&stats.queries, figures.queries);
+        add(&stats.transactions, figures.transactions);
+        add(&stats.bytes_received, moved.received);
+        add(&stats.bytes_sent, moved.sent);
+        add(&stats.query_micros, moved.busy.as_micros() as u64);
+        for code in &figures.errors {
+            add(&stats.errors, 1);
+            self.context.metrics.error(ErrorSource::Backend, code);
+        }
+        self.queries += figures.queries;
+        self.transactions += figures.transactions;
+        self.moved.received += moved.received;
+        self.moved.sent += moved.sent;
+        self.moved.busy += moved.busy;
+    }
+
+    /// Last words, where the client can still hear them.
+    async fn close(&mut self, end: &End) {
+        let error = match end {
+            End::Terminated | End::ClientGone => None,
+            End::ClientFault(fault) => Some(fault.to_error()),
+            End::BackendLost(_) if self.flow.backend_said_goodbye() => None,
+            End::BackendLost(_) => Some(
+                PgError::fatal(sqlstate::CONNECTION_FAILURE, "the backend connection was lost")
+                    .with_hint("The transaction is lost unless it was being committed. Connect again."),
+            ),
+            End::Told(error) => Some(error.clone()),
+        };
+        if let Some(error) = error.filter(|_| !self.flow.mid_response()) {
+            let source = if matches!(end, End::ClientFault(_)) { ErrorSource::Client } else { ErrorSource::Proxy };
+            self.context.metrics.error(source, &error.code);
+            self.client.queue(&error.encode());
+        }
+        if let End::ClientFault(fault) = end {
+            self.context.metrics.protocol_violations.inc(violation(fault));
+        }
+        let said = async {
+            let _ = poll_fn(|cx| self.client.poll_send(cx)).await;
+            let _ = poll_fn(|cx| self.client.poll_shutdown(cx)).await;
+            // Closing over unread bytes would take the last words away from the client.
+            while poll_fn(|cx| self.client.poll_take(cx, |_, bytes| std::io::Result::Ok(bytes.len())))
+                .await
+                .is_ok_and(|read| read > 0)
+            {}
+        };
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), said).await;
+    }
+
+    fn log(&self, client: Peer, tls: bool, begun: Instant, end: &End) {
+        if !self.context.config.load().log.sessions {
+            return;
+        }
+        let reason = match end {
+            End::Terminated => "terminated".to_owned(),
+            End::ClientGone => "client gone".to_owned(),
+            End::ClientFault(fault) => fault.to_string(),
+            End::BackendLost(error) => format!("backend lost: {error}"),
+            End::Told(error) => error.message.clone(),
+        };
+        tracing::info!(
+            tenant = self.session.tenant.id.as_str(),
+            role = self.session.role,
+            database = self.session.pool.name.database,
+            %client,
+            tls,
+            seconds = begun.elapsed().as_secs_f64(),
+            queries = self.queries,
+            transactions = self.transactions,
+            received = self.moved.received,
+            sent = self.moved.sent,
+            backend_seconds = self.moved.busy.as_secs_f64(),
+            reason,
+            "session ended"
+        );
+    }
+}
+
+/// Why a request gets no backend.
+enum NoBackend {
+    /// The client is told, and the session goes on.
+    Refused(PgError),
+    End(End),
+}
+
+fn refusal(error: &CheckoutError) -> PgError {
+    error.to_client().with_severity(crate::wire::Severity::Error)
+}
+
+/// Whether the first request is here as far as it has to be. A client that sends slowly holds no backend meanwhile.
+fn first_request(received: &[u8], max: usize) -> Result<bool, End> {
+    match Header::read(received, max) {
+        Ok(None) => Ok(false),
+        Ok(Some(header)) if header.tag == frontend::TERMINATE => Err(End::Terminated),
+        Ok(Some(header)) => Ok(received.len() >= (HEADER + header.payload).min(WHOLE_REQUEST)),
+        Err(fault) => Err(End::ClientFault(fault.into())),
+    }
+}
+
+/// Asked while a backend is held: a client that keeps its backend may end between two transactions.
+fn interrupted(order: Order, flow: &Flow) -> bool {
+    match order {
+        Order::GoOn => false,
+        Order::Finish => flow.at_rest() && flow.status() == TransactionStatus::Idle,
+        Order::End => true,
+    }
+}
+
+/// What a session that is told to end tells its client.
+fn farewell(session: &Welcomed) -> PgError {
+    match session.tenant.is_retired() {
+        false => PgError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command"),
+        true => {
+            PgError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection: the tenant's configuration has changed")
+                .with_hint("Connect again.")
+        }
+    }
+}
+
+fn violation(fault: &ClientFault) -> ProtocolViolation {
+    match fault {
+        ClientFault::Frame(_) => ProtocolViolation::MessageLength,
+        ClientFault::Type(_) => ProtocolViolation::MessageUnknown,
+        ClientFault::Malformed(_) => ProtocolViolation::MessageMalformed,
+        ClientFault::TooManyStatements(_) => ProtocolViolation::MessageUnexpected,
+    }
+}
+
+/// Waits until something was received, or the session has to end.
+fn poll_more(client: &mut Endpoint, cx: &mut TaskContext<'_>) -> Poll<Result<(), End>> {
+    match ready!(client.poll_fill(cx)) {
+        Ok(0) | Err(_) => Poll::Ready(Err(End::ClientGone)),
+        Ok(_) => Poll::Ready(Ok(())),
+    }
+}
