@@ -36,3 +36,4 @@ pub mod relay;
 pub mod sessions;
 pub mod admin;
 pub mod session;
+pub mod listener;
