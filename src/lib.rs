@@ -37,3 +37,7 @@ pub mod sessions;
 pub mod admin;
 pub mod session;
 pub mod listener;
+
+// The process.
+pub mod reload;
+pub mod app;

@@ -1,0 +1,188 @@
+//! The composition root: configuration in, a running proxy out; and its orderly end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::admin::http::{self, Probe};
+use crate::auth::{Backoff, Mock};
+use crate::config::Config;
+use crate::drain::{Drain, Phase};
+use crate::listener::Listeners;
+use crate::metrics::{Metrics, TenantSample};
+use crate::pool::Pools;
+use crate::reload::{self, LoadError, Source};
+use crate::session::Context;
+use crate::sessions::{ClientCap, Order, Sessions};
+use crate::tenant::{Registry, Verifiers};
+use crate::workers::Workers;
+
+const REAP: Duration = Duration::from_secs(1);
+/// After the drain: for last words to clients and goodbyes to instances.
+const LAST_STEPS: Duration = Duration::from_secs(2);
+
+/// A running proxy.
+pub struct App {
+    context: Arc<Context>,
+    source: Source,
+    addresses: Vec<SocketAddr>,
+    http_address: Option<SocketAddr>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl App {
+    /// Builds everything and begins to accept.
+    ///
+    /// # Errors
+    /// The configuration is wrong, or an address cannot be bound.
+    pub async fn start(source: Source) -> anyhow::Result<App> {
+        let loaded = reload::load(&source)?;
+        let config = loaded.config.clone();
+        let metrics = Metrics::new();
+        let workers = Arc::new(Workers::start(config.listen.workers).context("cannot start worker threads")?);
+        let listeners = Listeners::bind(&config.listen)?;
+        let addresses = listeners.addresses();
+        let context = Arc::new(context(&config, metrics, workers));
+        reload::publish(loaded, &context);
+        context.metrics.loaded();
+
+        let mut tasks = vec![tokio::spawn(reap(context.clone()))];
+        let http_address = match config.http.address {
+            Some(address) => {
+                let listener = TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("cannot listen on {address} (http.address)"))?;
+                let bound = listener.local_addr()?;
+                let probe: Arc<dyn Probe> = Arc::new(State(context.clone()));
+                tasks.push(tokio::spawn(http::serve(listener, probe, Default::default(), std::future::pending())));
+                Some(bound)
+            }
+            None => None,
+        };
+        listeners.spawn(&context);
+        match reload::watch(source.clone(), context.clone()) {
+            Ok(task) => tasks.push(task),
+            Err(error) => tracing::warn!(%error, "cannot watch the configuration: send SIGHUP after changes"),
+        }
+        Ok(App { context, source, addresses, http_address, tasks })
+    }
+
+    /// Where clients connect; free ports that were asked for are known now.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Reads the configuration again, as SIGHUP does.
+    ///
+    /// # Errors
+    /// What is wrong with it; the last good one stays in force.
+    pub fn reload(&self) -> Result<(), LoadError> {
+        reload::reload(&self.source, &self.context)
+    }
+
+    /// Stops accepting, lets transactions finish, closes sessions with 57P01. Returns when all are gone, when
+    /// `drain.timeout` is over, or when `hurry` is; then what is left is ended at once.
+    pub async fn drain(self, hurry: impl Future<Output = ()>) {
+        let context = &self.context;
+        let timeout = context.config.load().drain.timeout;
+        tracing::info!(sessions = context.sessions.count(), "draining");
+        context.metrics.set_draining();
+        context.drain.advance(Phase::Draining);
+        context.sessions.order(Order::Finish, |_| true);
+        tokio::select! {
+            () = all_gone(context) => {}
+            () = tokio::time::sleep(timeout) => tracing::warn!(sessions = context.sessions.count(), "drain timeout"),
+            () = hurry => tracing::warn!(sessions = context.sessions.count(), "told to end at once"),
+        }
+        context.drain.advance(Phase::Ended);
+        context.sessions.order(Order::End, |_| true);
+        let last_steps = async {
+            all_gone(context).await;
+            context.pools.evict_all();
+            while context.registry.all().iter().any(|tenant| !context.pools.is_empty(tenant)) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_STEPS, last_steps).await;
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+fn context(config: &Config, metrics: Arc<Metrics>, workers: Arc<Workers>) -> Context {
+    let mock = Mock::new(config.auth.mock_iterations);
+    Context {
+        config: ArcSwap::from_pointee(config.clone()),
+        registry: Registry::default(),
+        pools: Pools::new(config.pool.clone(), workers.clone(), metrics.clone()),
+        verifiers: Verifiers::new(config.auth.verifier_ttl, mock.clone()),
+        backoff: Backoff::new(&config.auth),
+        tls: ArcSwapOption::empty(),
+        metrics,
+        drain: Drain::default(),
+        sessions: Arc::new(Sessions::default()),
+        workers,
+        clients: ClientCap::new(config.limits.max_clients),
+        mock,
+    }
+}
+
+async fn reap(context: Arc<Context>) {
+    let mut tick = tokio::time::interval(REAP);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        context.pools.reap();
+    }
+}
+
+async fn all_gone(context: &Context) {
+    let begun = Instant::now();
+    while context.sessions.count() > 0 {
+        // Sessions end within milliseconds or take their transaction's time: poll the slower, the longer it takes.
+        let pause = (begun.elapsed() / 10).clamp(Duration::from_millis(1), Duration::from_millis(100));
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// What the HTTP endpoint shows.
+struct State(Arc<Context>);
+
+impl Probe for State {
+    fn metrics(&self) -> String {
+        let context = &self.0;
+        let tenants = context.registry.all();
+        let records: Vec<_> =
+            tenants.iter().map(|tenant| (tenant, tenant.record(), context.pools.counts(tenant))).collect();
+        let samples: Vec<TenantSample<'_>> = records
+            .iter()
+            .map(|(tenant, record, counts)| TenantSample {
+                tenant: tenant.id.as_str(),
+                instance: &record.instance.name,
+                region: record.instance.region.as_deref(),
+                stats: &tenant.stats,
+                backends_idle: counts.idle.into(),
+                backends_active: counts.active.into(),
+                backends_connecting: counts.connecting.into(),
+            })
+            .collect();
+        context.metrics.encode(&samples, context.config.load().http.max_tenant_series)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match self.0.drain.phase() {
+            Phase::Running => Ok(()),
+            Phase::Draining | Phase::Ended => Err("draining".to_owned()),
+        }
+    }
+}

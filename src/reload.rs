@@ -1,0 +1,181 @@
+//! From changed files to changed behaviour: read everything, check everything, then publish, or keep what was there.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::config::{self, Config, ConfigError, TlsMode};
+use crate::metrics::Outcome;
+use crate::net::{InstanceTlsError, Place, ServerTls, ServerTlsError};
+use crate::session::Context;
+use crate::sessions::Order;
+
+/// Files are often written in several steps: act when it has been quiet for so long.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// None: `proxy.toml` in the current folder.
+    pub path: Option<PathBuf>,
+    /// `--set key=value`.
+    pub overrides: Vec<(String, String)>,
+}
+
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Tls(#[from] ServerTlsError),
+    #[error("{0}")]
+    Instance(#[from] InstanceTlsError),
+}
+
+/// A configuration whose files were all read and found usable.
+pub struct Loaded {
+    pub config: Config,
+    /// None where TLS is switched off.
+    pub tls: Option<ServerTls>,
+}
+
+/// Reads and checks everything that `source` names, certificates and CAs included.
+///
+/// # Errors
+/// What is wrong, with file and key.
+pub fn load(source: &Source) -> Result<Loaded, LoadError> {
+    let config = config::load(source.path.as_deref(), &source.overrides)?;
+    let tls = match config.tls.mode {
+        TlsMode::Off => None,
+        TlsMode::Required | TlsMode::Preferred => Some(ServerTls::load(&config.tls, &config.tenants)?),
+    };
+    for instance in config.instances.values() {
+        Place::new(instance.clone())?;
+    }
+    Ok(Loaded { config, tls })
+}
+
+/// Takes over a new configuration. Sessions of tenants that stay where they are notice nothing.
+pub fn publish(loaded: Loaded, context: &Context) {
+    let Loaded { config, tls } = loaded;
+    warn_of_restart(&context.config.load(), &config);
+    let change = context.registry.publish(&config.tenants);
+    context.pools.reconfigure(&config);
+    for tenant in change.changed.iter().chain(&change.retired) {
+        context.verifiers.forget(tenant.id.as_str());
+    }
+    if !change.retired.is_empty() {
+        context.sessions.order(Order::Finish, |session| session.tenant.is_retired());
+    }
+    if let Some(tls) = &tls {
+        let certificates = tls.certificates();
+        let expiry = certificates.all().iter().map(|it| (it.name.as_str(), it.facts.not_after.unix_timestamp()));
+        context.metrics.set_certificates(expiry);
+    }
+    context.tls.store(tls.map(Arc::new));
+    context.config.store(Arc::new(config));
+    tracing::info!(
+        added = change.added,
+        changed = change.changed.len(),
+        retired = change.retired.len(),
+        "configuration published"
+    );
+}
+
+fn warn_of_restart(old: &Config, new: &Config) {
+    let fixed = [
+        ("listen", old.listen != new.listen),
+        ("http.address", old.http.address != new.http.address),
+        ("log", old.log.filter != new.log.filter || old.log.format != new.log.format),
+        ("limits.max_clients", old.limits.max_clients != new.limits.max_clients),
+        ("auth, but login_timeout and cleartext", fixed_auth(&old.auth) != fixed_auth(&new.auth)),
+    ];
+    for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
+        tracing::warn!(key, "changed, but takes effect only after a restart");
+    }
+}
+
+fn fixed_auth(auth: &config::Auth) -> config::Auth {
+    config::Auth { login_timeout: Duration::ZERO, cleartext: false, ..auth.clone() }
+}
+
+/// Reads everything again. A bad file keeps the last good state, and says so.
+pub fn reload(source: &Source, context: &Context) -> Result<(), LoadError> {
+    let loaded = load(source);
+    context.metrics.reloaded(if loaded.is_ok() { Outcome::Ok } else { Outcome::Failed });
+    match loaded {
+        Ok(loaded) => {
+            publish(loaded, context);
+            Ok(())
+        }
+        Err(error) => {
+            tracing::error!("configuration not reloaded, the last good one stays in force: {error}");
+            Err(error)
+        }
+    }
+}
+
+/// Reloads whenever one of the configuration's files changes. Ends when dropped.
+///
+/// # Errors
+/// The system cannot watch files.
+pub fn watch(source: Source, context: Arc<Context>) -> notify::Result<tokio::task::JoinHandle<()>> {
+    let (changed, mut changes) = mpsc::channel::<Event>(64);
+    let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+        // Reading a file is an event too. A full channel means that a reload is due anyway.
+        if let Ok(event) = event
+            && !matches!(event.kind, EventKind::Access(_))
+        {
+            let _ = changed.try_send(event);
+        }
+    })?;
+    let mut watched = Watched { watcher, folders: Vec::new() };
+    watched.follow(&context.config.load())?;
+    Ok(tokio::spawn(async move {
+        while let Some(event) = changes.recv().await {
+            if !concerns(&event, &context.config.load()) {
+                continue;
+            }
+            while tokio::time::timeout(QUIET, changes.recv()).await.is_ok_and(|event| event.is_some()) {}
+            let (source, of_reload) = (source.clone(), context.clone());
+            // Reading thousands of files takes a while: not on a thread that serves others.
+            let reloaded = tokio::task::spawn_blocking(move || reload(&source, &of_reload).is_ok()).await;
+            if let Ok(true) = reloaded
+                && let Err(error) = watched.follow(&context.config.load())
+            {
+                tracing::warn!(%error, "cannot watch a configuration file: send SIGHUP after changes");
+            }
+        }
+    }))
+}
+
+struct Watched {
+    watcher: RecommendedWatcher,
+    folders: Vec<PathBuf>,
+}
+
+impl Watched {
+    /// Folders are watched, not files: editors and orchestrators replace a file by another one.
+    fn follow(&mut self, config: &Config) -> notify::Result<()> {
+        for source in &config.sources {
+            let folder = if source.is_dir() { source.clone() } else { source.with_file_name("") };
+            if !self.folders.contains(&folder) {
+                self.watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+                self.folders.push(folder);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether an event is about one of our files, or about something in one of our folders.
+fn concerns(event: &Event, config: &Config) -> bool {
+    event
+        .paths
+        .iter()
+        .any(|path| config.sources.iter().any(|source| path == source || path.parent() == Some(source.as_path())))
+}
