@@ -41,3 +41,4 @@ pub mod listener;
 // The process.
 pub mod reload;
 pub mod app;
+pub mod cli;

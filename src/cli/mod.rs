@@ -1,0 +1,87 @@
+//! The command line: one file per command.
+
+mod check;
+pub mod demo;
+mod route;
+mod serve;
+mod verifier;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::admin::health;
+use crate::reload::Source;
+
+/// One Postgres endpoint for all tenants; every tenant its own database.
+#[derive(Debug, Parser)]
+#[command(name = "pgtenant", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy until SIGTERM; SIGHUP reads the configuration again.
+    Serve(ConfigArgs),
+    /// Check the configuration and reach every instance; exit status 1 when something is wrong.
+    Check(ConfigArgs),
+    /// Show which tenant, pool and instance a connection with these hints would get, and why.
+    Route(route::RouteArgs),
+    /// Make a SCRAM-SHA-256 verifier for a tenant's record from a password on standard input.
+    Verifier,
+    /// Ask a running proxy whether it is ready; exit status 1 when not.
+    Health {
+        /// The proxy's http.address.
+        #[arg(long, default_value = "127.0.0.1:9930")]
+        address: SocketAddr,
+    },
+    /// Show it all on throwaway PostgreSQL instances: three tenants, the proof, and psql lines to try.
+    Demo(demo::DemoArgs),
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The configuration file; default: proxy.toml in the current folder.
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Override a key, as in --set pool.mode=session; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    overrides: Vec<(String, String)>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        _ => Err("write key=value, as in pool.mode=session".to_owned()),
+    }
+}
+
+impl ConfigArgs {
+    fn source(self) -> Source {
+        Source { path: self.config, overrides: self.overrides }
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn run() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve::run(args.source()),
+        Command::Check(args) => check::run(&args.source()),
+        Command::Route(args) => route::run(args),
+        Command::Verifier => verifier::run(),
+        Command::Health { address } => health::health(address),
+        Command::Demo(args) => demo::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pgtenant: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
