@@ -1,0 +1,6 @@
+//! The integration tests: one binary, real PostgreSQL, free ports, nothing left behind.
+
+mod building_blocks;
+mod harness;
+mod main_job;
+mod tidy;
