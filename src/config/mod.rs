@@ -111,7 +111,8 @@ pub struct Auth {
     pub backoff_max: Duration,
     /// How long a verifier from `auth_query` is used without asking again; default 60 s.
     pub verifier_ttl: Duration,
-    /// Accept cleartext passwords (over TLS only) for roles that have no usable SCRAM or md5 client; default false.
+    /// Over TLS, ask for the password itself instead of a proof, for clients that know neither SCRAM nor md5; default
+    /// false.
     pub cleartext: bool,
     /// PBKDF2 iterations that a mock exchange shows; default 4096, PostgreSQL's own.
     pub mock_iterations: u32,
