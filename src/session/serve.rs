@@ -185,13 +185,14 @@ impl Serving<'_> {
                 self.leave(checkout).await;
                 Err(End::Terminated)
             }
-            Ok(Outcome::OpenTransaction) => Err(End::Told(
-                PgError::fatal(
-                    sqlstate::FEATURE_NOT_SUPPORTED,
-                    "transaction blocks are not allowed in pool mode statement",
-                )
-                .with_hint("Run each statement by itself, or ask for pool mode transaction."),
-            )),
+            Ok(Outcome::OpenTransaction) => {
+                self.leave(checkout).await;
+                let text = "transaction blocks are not allowed in pool mode statement";
+                Err(End::Told(
+                    PgError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, text)
+                        .with_hint("Run each statement by itself, or ask for pool mode transaction."),
+                ))
+            }
             Ok(Outcome::Interrupted) => {
                 self.leave(checkout).await;
                 Err(End::Told(farewell(&self.session)))
