@@ -28,11 +28,11 @@ pub struct Source {
 
 #[derive(Debug, Error)]
 pub enum LoadError {
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("{0}")]
+    #[error(transparent)]
     Tls(#[from] ServerTlsError),
-    #[error("{0}")]
+    #[error(transparent)]
     Instance(#[from] InstanceTlsError),
 }
 
@@ -133,11 +133,11 @@ pub fn watch(source: Source, context: Arc<Context>) -> notify::Result<tokio::tas
             let _ = changed.try_send(event);
         }
     })?;
-    let mut watched = Watched { watcher, folders: Vec::new() };
+    let mut watched = Watched { watcher, folders: Vec::new(), sources: Vec::new() };
     watched.follow(&context.config.load())?;
     Ok(tokio::spawn(async move {
         while let Some(event) = changes.recv().await {
-            if !concerns(&event, &context.config.load()) {
+            if !concerns(&event, &watched.sources) {
                 continue;
             }
             while tokio::time::timeout(QUIET, changes.recv()).await.is_ok_and(|event| event.is_some()) {}
@@ -156,12 +156,15 @@ pub fn watch(source: Source, context: Arc<Context>) -> notify::Result<tokio::tas
 struct Watched {
     watcher: RecommendedWatcher,
     folders: Vec<PathBuf>,
+    /// Files and folders of ours, absolute as the paths of events are.
+    sources: Vec<PathBuf>,
 }
 
 impl Watched {
     /// Folders are watched, not files: editors and orchestrators replace a file by another one.
     fn follow(&mut self, config: &Config) -> notify::Result<()> {
-        for source in &config.sources {
+        self.sources = absolute(&config.sources);
+        for source in &self.sources {
             let folder = if source.is_dir() { source.clone() } else { source.with_file_name("") };
             if !self.folders.contains(&folder) {
                 self.watcher.watch(&folder, RecursiveMode::NonRecursive)?;
@@ -172,10 +175,29 @@ impl Watched {
     }
 }
 
+/// A path that has no absolute form (the current folder is gone) stays as it is.
+fn absolute(paths: &[PathBuf]) -> Vec<PathBuf> {
+    paths.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect()
+}
+
 /// Whether an event is about one of our files, or about something in one of our folders.
-fn concerns(event: &Event, config: &Config) -> bool {
+fn concerns(event: &Event, sources: &[PathBuf]) -> bool {
     event
         .paths
         .iter()
-        .any(|path| config.sources.iter().any(|source| path == source || path.parent() == Some(source.as_path())))
+        .any(|path| sources.iter().any(|source| path == source || path.parent() == Some(source.as_path())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_named_by_a_relative_path_is_watched_too() {
+        let sources = absolute(&["proxy.toml".into(), "tenants.d".into()]);
+        let here = std::env::current_dir().unwrap();
+        let concerned = |path| concerns(&Event::new(EventKind::Any).add_path(here.join(path)), &sources);
+        assert!(concerned("proxy.toml") && concerned("tenants.d/acme.toml"));
+        assert!(!concerned("other.toml") && !concerned("tenants.d/acme/x.toml"));
+    }
 }
