@@ -80,8 +80,35 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("pgtenant: {error:#}");
+            eprintln!("pgtenant: {}", told(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The error with its causes, those left out that it names in its own words.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn no_cause_is_told_twice() {
+        let cause = || std::io::Error::other("in use");
+        let listen = crate::listener::ListenError::Tcp { address: "127.0.0.1:1".parse().unwrap(), source: cause() };
+        assert_eq!(told(&listen.into()), "cannot listen on 127.0.0.1:1: in use (listen.addresses)");
+        let bare = Err::<(), _>(cause()).context("no answer").unwrap_err();
+        assert_eq!(told(&bare), "no answer: in use");
     }
 }
