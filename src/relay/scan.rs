@@ -25,14 +25,15 @@ fn ends_with(text: &[u8], word: &[u8]) -> bool {
     text.len() >= word.len() && text[text.len() - word.len()..].eq_ignore_ascii_case(word)
 }
 
-/// Whether a CommandComplete tag tells of state that outlives the transaction.
+/// Whether a CommandComplete tag tells of state that outlives the transaction. DISCARD ALL does as RESET does: it takes
+/// away the parameters that we set for the session, and the next one would be thought to have them.
 pub fn tag_leaves_state(tag: &[u8]) -> bool {
     match tag.first() {
         Some(b'S') => tag == b"SET",
         Some(b'R') => tag == b"RESET",
         Some(b'L') => tag == b"LISTEN" || tag == b"LOAD",
         Some(b'P') => tag == b"PREPARE",
-        Some(b'D') => tag == b"DECLARE CURSOR",
+        Some(b'D') => tag == b"DECLARE CURSOR" || tag == b"DISCARD ALL",
         _ => false,
     }
 }
@@ -73,6 +74,7 @@ mod tests {
     #[test]
     fn tags() {
         assert!(tag_leaves_state(b"SET") && tag_leaves_state(b"LISTEN") && tag_leaves_state(b"DECLARE CURSOR"));
+        assert!(tag_leaves_state(b"RESET") && tag_leaves_state(b"DISCARD ALL"));
         assert!(!tag_leaves_state(b"SELECT 1") && !tag_leaves_state(b"") && !tag_leaves_state(b"DELETE 3"));
         assert!(tag_drops_statements(b"DISCARD ALL") && !tag_drops_statements(b"DISCARD TEMP"));
     }
