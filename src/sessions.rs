@@ -1,5 +1,6 @@
 //! Live sessions: their cancel keys, what they can be told from outside, and where a cancel request has to go.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Context;
@@ -28,8 +29,7 @@ pub struct Sessions {
     live: DashMap<u32, Arc<Session>, ahash::RandomState>,
 }
 
-/// A session as the others see it.
-#[derive(Debug)]
+/// A session as the others see it. `Debug` does not show the secret.
 pub struct Session {
     /// What BackendKeyData tells as the process id; never 0, unique among the live ones.
     pub pid: u32,
@@ -42,6 +42,13 @@ pub struct Session {
     cancelled: Notify,
     /// No cancel request is under way any more.
     settled: Notify,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tenant = self.tenant.id.as_str();
+        f.debug_struct("Session").field("pid", &self.pid).field("tenant", &tenant).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]

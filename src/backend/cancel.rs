@@ -1,5 +1,6 @@
 //! Cancelling a backend's query: PostgreSQL takes the request on a connection of its own (manual, 55.2.8).
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +13,17 @@ use crate::wire::messages;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The address of one backend's cancel requests.
-#[derive(Debug)]
+/// The address of one backend's cancel requests. `Debug` does not show the secret.
 pub struct CancelKey {
     place: Arc<Place>,
     pid: i32,
     secret: Vec<u8>,
+}
+
+impl fmt::Debug for CancelKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancelKey").field("instance", &self.instance()).field("pid", &self.pid).finish_non_exhaustive()
+    }
 }
 
 impl CancelKey {
