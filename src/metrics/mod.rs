@@ -66,7 +66,7 @@ impl Metrics {
             instances: Families::register(r),
             known_instances: Mutex::default(),
             board: Mutex::default(),
-            clients: gauge(r, "pgtenant_clients", "Client connections, logged in or not."),
+            clients: gauge(r, "pgtenant_clients", "Logged-in clients."),
             logins: gauge(r, "pgtenant_logins_in_progress", "Client connections between accept and ReadyForQuery."),
             connections_accepted: counter(r, "pgtenant_connections_accepted_total", "Client connections accepted."),
             connections_refused: Counters::register(

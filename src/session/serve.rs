@@ -240,14 +240,19 @@ impl Serving<'_> {
         add(&stats.bytes_sent, moved.sent);
         add(&stats.query_micros, moved.busy.as_micros() as u64);
         for code in &figures.errors {
-            add(&stats.errors, 1);
-            self.context.metrics.error(ErrorSource::Backend, code);
+            self.count_error(ErrorSource::Backend, code);
         }
         self.queries += figures.queries;
         self.transactions += figures.transactions;
         self.moved.received += moved.received;
         self.moved.sent += moved.sent;
         self.moved.busy += moved.busy;
+    }
+
+    /// An error that the client is sent.
+    fn count_error(&self, source: ErrorSource, sqlstate: &str) {
+        self.session.tenant.stats.errors.fetch_add(1, Ordering::Relaxed);
+        self.context.metrics.error(source, sqlstate);
     }
 
     /// Last words, where the client can still hear them.
@@ -264,7 +269,7 @@ impl Serving<'_> {
         };
         if let Some(error) = error.filter(|_| !self.flow.mid_response()) {
             let source = if matches!(end, End::ClientFault(_)) { ErrorSource::Client } else { ErrorSource::Proxy };
-            self.context.metrics.error(source, &error.code);
+            self.count_error(source, &error.code);
             self.client.queue(&error.encode());
         }
         if let End::ClientFault(fault) = end {

@@ -18,7 +18,7 @@ impl Serving<'_> {
         if matches!(tag, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL) {
             return Ok(());
         }
-        self.context.metrics.error(ErrorSource::Proxy, &error.code);
+        self.count_error(ErrorSource::Proxy, &error.code);
         self.client.queue(&error.encode());
         if !matches!(tag, frontend::QUERY | frontend::FUNCTION_CALL) {
             let mut tag = tag;
