@@ -157,6 +157,14 @@ impl Pools {
                 known.set_bound(instance_bound(instance, &config.pool));
             }
         }
+        // What backends are left there belongs to retired tenants, which hold it until they are gone.
+        shared.instances.retain(|name, _| {
+            let stays = config.instances.contains_key(name);
+            if !stays {
+                self.metrics.forget_instance(name);
+            }
+            stays
+        });
         for tenant in shared.tenants.values() {
             if tenant.tenant.is_retired() {
                 tenant.evict();
