@@ -30,10 +30,6 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    pub fn is_identity(&self) -> bool {
-        matches!(self, ConnectError::Identity { .. })
-    }
-
     /// What a client is told: the instance's own words about its database or its limits; of our own configuration only
     /// that it is at fault.
     pub fn to_client(&self) -> PgError {

@@ -41,12 +41,7 @@ label! {
     Refusal {
         /// The cap on all clients was reached.
         Cap = "cap",
-        Draining = "draining",
         TlsRequired = "tls_required",
-        /// Nothing complete arrived within the login timeout.
-        Timeout = "timeout",
-        /// See [`ProtocolViolation`] for the kind.
-        Malformed = "malformed",
     }
 }
 
@@ -89,8 +84,6 @@ label! {
         /// Too many failures before this one.
         Backoff = "backoff",
         Suspended = "suspended",
-        /// The tenant's own cap on clients.
-        Cap = "cap",
         Timeout = "timeout",
         /// The client left or broke the protocol.
         Aborted = "aborted",

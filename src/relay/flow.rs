@@ -168,11 +168,6 @@ impl Flow {
         self.status == TransactionStatus::Idle && self.at_rest() && self.unshared.is_empty()
     }
 
-    /// The client is in the middle of a message to the backend.
-    pub fn mid_request(&self) -> bool {
-        self.request_rest > 0
-    }
-
     /// The client is in the middle of a message from the backend: nothing can be told in between.
     pub fn mid_response(&self) -> bool {
         self.response_rest > 0

@@ -9,7 +9,7 @@ use pgwire::messages::startup::{
 };
 
 use super::startup::Protocol;
-use super::tag::{backend, frontend};
+use super::tag::frontend;
 
 /// Everything that goes through here is short: pgwire refuses only what breaks its length bounds.
 fn put<M: Message>(out: &mut BytesMut, message: &M) {
@@ -105,14 +105,6 @@ pub fn parse(out: &mut impl BufMut, name: &[u8], rest: &[u8]) {
 
 pub fn close_statement(out: &mut impl BufMut, name: &[u8]) {
     framed(out, frontend::CLOSE, &[b"S", name, b"\0"]);
-}
-
-pub fn parse_complete(out: &mut impl BufMut) {
-    framed(out, backend::PARSE_COMPLETE, &[]);
-}
-
-pub fn close_complete(out: &mut impl BufMut) {
-    framed(out, backend::CLOSE_COMPLETE, &[]);
 }
 
 /// One message from the parts of its payload.
