@@ -112,7 +112,7 @@ pub(super) fn decode_key(text: &str) -> Option<Key> {
     Some(Zeroizing::new(bytes.as_slice().try_into().ok()?))
 }
 
-/// `n` bytes from the system's random source.
+/// `N` bytes from the system's random source.
 ///
 /// Panics where the system has none: nothing that follows could be secure.
 pub(super) fn random<const N: usize>() -> [u8; N] {

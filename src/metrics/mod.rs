@@ -61,7 +61,7 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
         let r = &registry;
-        register_build_info(r);
+        register_constants(r);
         Arc::new(Self {
             instances: Families::register(r),
             known_instances: Mutex::default(),
@@ -283,7 +283,8 @@ fn histogram_vec(registry: &Registry, name: &str, help: &str, labels: &[&str], b
     register(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(bounds.to_vec()), labels))
 }
 
-fn register_build_info(registry: &Registry) {
+/// What stays the same as long as the process runs.
+fn register_constants(registry: &Registry) {
     let info = register(
         registry,
         IntGaugeVec::new(

@@ -23,7 +23,7 @@ pub struct TenantStats {
     pub query_micros: AtomicU64,
     /// Errors that clients were sent, the backend's and ours.
     pub errors: AtomicU64,
-    /// Successful logins; in the console only, to keep the series of a tenant to a dozen.
+    /// Successful logins: a sign of life. They have no series, to keep those of a tenant to a dozen.
     pub logins: AtomicU64,
     pub login_failures: AtomicU64,
     rank: Rank,
@@ -192,10 +192,10 @@ impl Board {
 
 /// Splits the tenants into those that get series of their own and the rest.
 ///
-/// Listed are tenants with clients, backends, or queries and logins of late: the score is their number since the
-/// last scrape plus 15/16 of what it was, so one query is forgotten after 15 minutes and
-/// a million after an hour and a quarter (at a scrape each 15 s). Where there are too many, those with the higher score win, and one that is listed counts double, so that
-/// two alike do not change places at every scrape.
+/// Listed are tenants with clients, backends, or queries and logins of late: the score is their number since the last
+/// scrape plus 15/16 of what it was, so one query is forgotten after 15 minutes and a million after an hour and a
+/// quarter (at a scrape each 15 s). Where there are too many, those with the higher score win, and one that is listed
+/// counts double, so that two alike do not change places at every scrape.
 fn rank<'a, 'b>(
     tenants: &'b [TenantSample<'a>],
     max_series: usize,
