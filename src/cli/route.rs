@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::ConfigArgs;
 use crate::config::{self, Config, PoolMode};
-use crate::tenant::route::{Hints, route};
+use crate::tenant::route::{Hints, database, route};
 use crate::wire::StartupOptions;
 
 #[derive(Debug, Args)]
@@ -49,9 +49,9 @@ fn explain(hints: &Hints, config: &Config) -> anyhow::Result<String> {
     let Some(tenant) = config.tenants.get(&route.tenant) else {
         anyhow::bail!("{} names tenant \"{}\", and there is no such tenant", route.rule, route.tenant);
     };
-    let database = match &route.database {
-        Some(name) if *name != route.role && *name != hints.user => name,
-        _ => &tenant.database,
+    let Some(database) = database(&route, &hints.user, tenant) else {
+        let name = route.database.unwrap_or_default();
+        anyhow::bail!("tenant {}: database \"{name}\" is not in its record ({})", tenant.id, tenant.source.display());
     };
     let role = tenant.service.as_ref().map_or(&route.role, |service| &service.user);
     let mode = match tenant.pool.mode {

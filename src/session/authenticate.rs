@@ -14,9 +14,9 @@ use super::startup::Startup;
 use super::{Client, Context, Rejection};
 use crate::auth::{Proven as Proof, SCRAM_SHA_256_PLUS, ScramError, ScramServer, ScramVerifier, Verifier, md5};
 use crate::backend::Login;
-use crate::config::{Databases, TenantState};
+use crate::config::TenantState;
 use crate::metrics::{AuthMethod, AuthResult, ProtocolViolation};
-use crate::tenant::{Credential, Tenant};
+use crate::tenant::{Credential, Tenant, route};
 use crate::wire::tag::frontend;
 use crate::wire::{PgError, cstr, messages, sqlstate};
 
@@ -253,18 +253,14 @@ fn admit(
         let why = format!("tenant {} is suspended", record.id);
         return Err(Rejection::login(method, AuthResult::Suspended, tell, why));
     }
-    let role = candidate.route.role;
-    let asked = candidate.route.database.filter(|name| *name != role && *name != candidate.startup.hints.user);
-    let database = match (asked, &record.databases) {
-        (None, _) => record.database.clone(),
-        (Some(name), Databases::All) => name,
-        (Some(name), Databases::Named(others)) if name == record.database || others.contains(&name) => name,
-        (Some(name), _) => {
-            let tell = PgError::fatal("3D000", format!("database \"{name}\" does not exist"));
-            let why = format!("tenant {}: database \"{name}\" is not in its record", record.id);
-            return Err(Rejection::login(method, AuthResult::UnknownDatabase, tell, why));
-        }
+    let Candidate { route, startup, .. } = candidate;
+    let Some(database) = route::database(&route, &startup.hints.user, &record).map(str::to_owned) else {
+        let name = route.database.unwrap_or_default();
+        let tell = PgError::fatal("3D000", format!("database \"{name}\" does not exist"));
+        let why = format!("tenant {}: database \"{name}\" is not in its record", record.id);
+        return Err(Rejection::login(method, AuthResult::UnknownDatabase, tell, why));
     };
+    let role = route.role;
     let (backend_role, login) = match (&record.service, &credential.password, proof) {
         (Some(service), ..) => (service.user.clone(), service.password.clone().map_or(Login::Nothing, Login::Password)),
         (None, Some(password), _) => (role.clone(), Login::Password(password.clone())),
@@ -272,5 +268,5 @@ fn admit(
         (None, None, Some(Proof::Md5(verifier))) => (role.clone(), Login::Md5(verifier)),
         (None, None, None) => (role.clone(), Login::Nothing),
     };
-    Ok(Proven { tenant, role, database, backend_role, login, startup: candidate.startup })
+    Ok(Proven { tenant, role, database, backend_role, login, startup })
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::config::Routing;
+use crate::config::{self, Databases, Routing};
 
 /// Everything in a connection that may name its tenant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -96,6 +96,19 @@ pub fn route(hints: &Hints, routing: &Routing, exists: impl Fn(&str) -> bool) ->
         database: hints.database.clone().filter(|_| database.is_none()),
         rule,
     })
+}
+
+/// The database that a route leads to in its tenant's record; none for one that is not in the record. `user` is the
+/// client's own: drivers that were told no database ask for one of this name.
+pub fn database<'a>(route: &'a Route, user: &str, record: &'a config::Tenant) -> Option<&'a str> {
+    let asked = route.database.as_deref().filter(|name| *name != route.role && *name != user);
+    match (asked, &record.databases) {
+        (None, _) => Some(&record.database),
+        (Some(name), Databases::All) => Some(name),
+        (Some(name), Databases::Named(others)) => {
+            (name == record.database || others.iter().any(|other| other == name)).then_some(name)
+        }
+    }
 }
 
 /// The tenant in `<tenant>.<domain>`; none for any other name.
