@@ -3,4 +3,5 @@
 mod building_blocks;
 mod harness;
 mod main_job;
+mod pooling;
 mod tidy;

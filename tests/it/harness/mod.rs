@@ -5,6 +5,8 @@ pub mod faulty_link;
 pub mod frontend;
 pub mod postgres;
 pub mod proxy;
+pub mod serve;
+pub mod stage;
 pub mod wire;
 
 /// Waits until a condition holds, and fails the test when it does not in time (10 s unless told). The condition is an

@@ -228,6 +228,25 @@ impl Wire {
         error
     }
 
+    /// Sends messages in one write and reads up to and with ReadyForQuery.
+    pub async fn exchange(&mut self, messages: &[Vec<u8>]) -> Vec<Message> {
+        self.send(&messages.concat()).await.expect("a connection that takes messages");
+        self.read_until_ready().await.expect("an answer that ends with ReadyForQuery")
+    }
+
+    /// The first column of a simple query's only row.
+    pub async fn value(&mut self, sql: &str) -> String {
+        let mut rows = self.query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        assert_eq!(rows.len(), 1, "{sql}");
+        rows.remove(0).remove(0).unwrap_or_default()
+    }
+
+    /// Runs a simple query that has to fail; gives the SQLSTATE.
+    pub async fn failure(&mut self, sql: &str) -> String {
+        let error = self.query(sql).await.expect_err(sql);
+        error.sqlstate().to_owned()
+    }
+
     /// Runs a simple query and returns the rows, or the error after which the session was ready again.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, ErrorResponse> {
         self.send(&frontend::query(sql)).await.expect("a connection that takes a query");
@@ -306,6 +325,21 @@ impl Wire {
         };
         (mechanism, ScramSha256::new(password.as_bytes(), binding))
     }
+}
+
+/// The types of messages, one character each.
+pub fn tags(messages: &[Message]) -> String {
+    messages.iter().map(|message| char::from(message.tag)).collect()
+}
+
+/// The SQLSTATEs of the errors among messages.
+pub fn sqlstates(messages: &[Message]) -> Vec<String> {
+    messages.iter().filter(|message| message.tag == b'E').map(|message| message.error().sqlstate().to_owned()).collect()
+}
+
+/// The first column of the rows among messages.
+pub fn values(messages: &[Message]) -> Vec<String> {
+    messages.iter().filter(|message| message.tag == b'D').map(|row| row.row().remove(0).unwrap_or_default()).collect()
 }
 
 /// Sends a CancelRequest on a connection of its own and waits until it is closed, as libpq does.
