@@ -4,4 +4,5 @@ mod building_blocks;
 mod harness;
 mod main_job;
 mod pooling;
+mod relay;
 mod tidy;

@@ -12,10 +12,10 @@ use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 use toml::Value;
 
+use super::frontend;
 use super::postgres;
 use super::proxy::{Proxy, ProxyFiles};
 use super::wire::Wire;
-use super::frontend;
 
 /// Keys of the tenant's record, by their dotted names.
 pub type Changes<'a> = &'a [(&'a str, Value)];
