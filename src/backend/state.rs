@@ -1,6 +1,6 @@
 //! What a backend holds between two clients: prepared statements, the unnamed statement, and whether it is clean.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A statement's identity: the first half of the SHA-256 of its text and parameter types. Equal statements of all
 /// clients of a pool share one server-side name.
@@ -21,10 +21,16 @@ pub struct UnnamedOwner {
     pub version: u64,
 }
 
+impl UnnamedOwner {
+    /// Nobody knows who; sessions count from 1.
+    pub const SOMEBODY: UnnamedOwner = UnnamedOwner { session: 0, version: 0 };
+}
+
 /// The state that outlives a transaction.
 #[derive(Debug, Default)]
 pub struct BackendState {
     pub prepared: Prepared,
+    /// None when it has no such statement.
     pub unnamed: Option<UnnamedOwner>,
     /// The last client may have left something behind: reset before another one gets the backend.
     pub dirty: bool,
@@ -40,7 +46,10 @@ impl BackendState {
 /// The statements prepared on one backend, bounded, least recently used first.
 #[derive(Debug, Default)]
 pub struct Prepared {
+    /// As it will be when everything that was sent succeeds, with the time of the last use.
     used: HashMap<StatementId, u64, ahash::RandomState>,
+    /// As the backend's answers tell.
+    there: HashSet<StatementId, ahash::RandomState>,
     clock: u64,
 }
 
@@ -51,10 +60,14 @@ impl Prepared {
         self.used.get_mut(&id).map(|used| *used = self.clock).is_some()
     }
 
-    /// Notes a statement; gives the one that has to be closed when there are more than `max`.
-    pub fn insert(&mut self, id: StatementId, max: usize) -> Option<StatementId> {
+    /// Notes a statement that is being prepared.
+    pub fn insert(&mut self, id: StatementId) {
         self.clock += 1;
         self.used.insert(id, self.clock);
+    }
+
+    /// Takes out the least recently used one while there are more than `max` (but never the last): it has to be closed.
+    pub fn evict(&mut self, max: usize) -> Option<StatementId> {
         if self.used.len() <= max.max(1) {
             return None;
         }
@@ -63,12 +76,24 @@ impl Prepared {
         Some(oldest)
     }
 
-    pub fn remove(&mut self, id: StatementId) {
-        self.used.remove(&id);
+    /// The backend answered that a statement is there (true) or gone (false), or passed over the question; `last` when
+    /// nothing else about it is under way.
+    pub fn settle(&mut self, id: StatementId, there: Option<bool>, last: bool) {
+        match there {
+            Some(true) => drop(self.there.insert(id)),
+            Some(false) => drop(self.there.remove(&id)),
+            None => {}
+        }
+        if last && !self.there.contains(&id) {
+            self.used.remove(&id);
+        } else if last {
+            self.used.entry(id).or_insert(self.clock);
+        }
     }
 
     pub fn clear(&mut self) {
         self.used.clear();
+        self.there.clear();
     }
 }
 
@@ -80,11 +105,35 @@ mod tests {
     fn the_least_recently_used_goes_first() {
         let mut prepared = Prepared::default();
         let [a, b, c] = [1, 2, 3].map(StatementId);
-        assert_eq!(prepared.insert(a, 2), None);
-        assert_eq!(prepared.insert(b, 2), None);
+        prepared.insert(a);
+        prepared.insert(b);
+        assert_eq!(prepared.evict(2), None);
         assert!(prepared.touch(a));
-        assert_eq!(prepared.insert(c, 2), Some(b));
+        prepared.insert(c);
+        assert_eq!((prepared.evict(2), prepared.evict(2)), (Some(b), None));
         assert!(!prepared.touch(b));
+        assert_eq!((prepared.evict(0), prepared.evict(0)), (Some(a), None), "the last one stays");
+    }
+
+    #[test]
+    fn what_was_passed_over_did_not_happen() {
+        let mut prepared = Prepared::default();
+        let [a, b] = [1, 2].map(StatementId);
+        prepared.insert(a);
+        prepared.settle(a, Some(true), true);
+        // A closed for B, both passed over.
+        prepared.insert(b);
+        assert_eq!(prepared.evict(1), Some(a));
+        prepared.settle(b, None, true);
+        prepared.settle(a, None, true);
+        assert!(prepared.touch(a) && !prepared.touch(b));
+        // Closed and prepared again: the last answer counts.
+        prepared.settle(a, Some(false), false);
+        assert!(prepared.touch(a));
+        prepared.settle(a, Some(true), true);
+        assert!(prepared.touch(a));
+        prepared.settle(a, Some(false), true);
+        assert!(!prepared.touch(a));
     }
 
     #[test]

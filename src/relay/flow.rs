@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::in_flight::InFlight;
 use super::statements::ClientStatements;
-use crate::backend::{BackendState, Statement, StatementId, Statements};
+use crate::backend::{BackendState, Statement, StatementId, Statements, UnnamedOwner};
 use crate::wire::{FrameError, PgError, sqlstate};
 
 /// Bounds on what one client can make us hold.
@@ -54,7 +55,7 @@ pub(super) enum Expected {
     /// CloseComplete for a portal, or for a name that is not one of ours.
     Close,
     /// CloseComplete that the client knows nothing of.
-    InjectedClose(StatementId),
+    InjectedClose(Option<StatementId>),
     /// CloseComplete that we answer ourselves: other clients may use the statement.
     KnownClose(Box<[u8]>, Arc<Statement>),
     /// The end of COPY data that was sent before the backend asked for it.
@@ -70,8 +71,10 @@ pub(super) enum Expected {
 pub(super) enum ParseNote {
     Unnamed,
     Named(Box<[u8]>, StatementId),
-    /// Nothing is known of it.
-    Foreign,
+    /// Too long to be remembered.
+    Unshared(Box<[u8]>),
+    /// It will fail: the name is taken.
+    Taken,
 }
 
 /// The client broke the protocol or one of our bounds; the session ends with this.
@@ -124,6 +127,7 @@ pub struct Flow {
     pub(super) response_rest: usize,
     pub(super) mine: ClientStatements,
     pub(super) shared: Arc<Statements>,
+    pub(super) in_flight: InFlight,
     /// Statements too long to be remembered, by the client's names, which the backend knows as well: they pin.
     pub(super) unshared: Vec<Box<[u8]>>,
     /// The backend has announced its own end.
@@ -144,6 +148,7 @@ impl Flow {
             response_rest: 0,
             mine: ClientStatements::default(),
             shared,
+            in_flight: InFlight::default(),
             unshared: Vec::new(),
             fatal: false,
             figures: Figures::default(),
@@ -196,27 +201,38 @@ impl Flow {
         }
     }
 
-    /// The backend passes over a request: what we noted for it did not happen.
+    /// The backend passes over a request: what we noted for it did not happen. Call it for the latest one first.
     pub(super) fn undo(&mut self, passed_over: Expected, backend: &mut BackendState) {
         match passed_over {
             Expected::Parse(ParseNote::Named(name, id)) => {
                 self.mine.remove(&name);
-                backend.prepared.remove(id);
+                self.settle(backend, Some(id), None);
             }
             Expected::Parse(ParseNote::Unnamed) => {
                 self.mine.forget_unnamed();
-                backend.unnamed = None;
+                self.settle(backend, None, None);
             }
-            Expected::InjectedParse(Some(id)) => backend.prepared.remove(id),
-            Expected::InjectedParse(None) => backend.unnamed = None,
+            Expected::Parse(ParseNote::Unshared(name)) => self.unshared.retain(|unshared| *unshared != name),
+            Expected::InjectedParse(statement) | Expected::InjectedClose(statement) => {
+                self.settle(backend, statement, None);
+            }
             Expected::KnownParse(name) => {
                 self.mine.remove(&name);
             }
             Expected::KnownClose(name, statement) => self.mine.insert(&name, statement),
-            Expected::InjectedClose(id) => {
-                backend.prepared.insert(id, usize::MAX);
-            }
+            // Either may have been meant to drop the unnamed statement.
+            Expected::Close | Expected::Query => backend.unnamed = Some(UnnamedOwner::SOMEBODY),
             _ => {}
+        }
+    }
+
+    /// A statement was prepared (true) or closed (false) on the backend, or neither after all.
+    pub(super) fn settle(&mut self, backend: &mut BackendState, statement: Option<StatementId>, there: Option<bool>) {
+        let last = self.in_flight.settled(statement);
+        match statement {
+            Some(id) => backend.prepared.settle(id, there, last),
+            None if last && there.is_none() => backend.unnamed = Some(UnnamedOwner::SOMEBODY),
+            None => {}
         }
     }
 }

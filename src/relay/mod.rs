@@ -1,6 +1,7 @@
 //! Bytes from client to backend and back: the pure halves, and the loop that joins them to two sockets.
 
 mod flow;
+mod in_flight;
 mod requests;
 mod responses;
 mod scan;

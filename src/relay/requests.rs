@@ -146,7 +146,7 @@ impl Flow {
             frontend::QUERY => {
                 self.figures.queries += 1;
                 // A simple query drops the unnamed statement.
-                self.mine.forget_unnamed();
+                self.forget_unnamed();
                 backend.unnamed = None;
                 backend.dirty |= !message.is_whole() || scan::leaves_state(message.view);
                 self.expected.push_back(Expected::Query);
@@ -171,6 +171,7 @@ impl Flow {
         // During COPY IN the backend ignores it (PostgreSQL manual, 55.2.6).
         if !self.copy_in {
             self.batch = Batch::Synced;
+            self.in_flight.next_batch();
             self.expected.push_back(Expected::Sync);
         }
     }
@@ -190,19 +191,25 @@ impl Flow {
         splice: &mut Splice<'_>,
     ) -> Result<(), ClientFault> {
         let (name, rest) = cstr(message.view).ok_or(ClientFault::Malformed(message.tag))?;
-        if !message.is_whole() {
-            backend.dirty = true;
-            self.unshared.push(name.into());
-            self.extended(Expected::Parse(ParseNote::Foreign));
+        if name.is_empty() {
+            self.forget_unnamed();
+        }
+        if !message.is_whole() || message.view.len() > self.limits.max_prepared_size {
+            self.parse_unshared(backend, name);
             splice.pass(message.at, message.end);
             return Ok(());
         }
-        self.unshared.retain(|unshared| **unshared != *name);
         if name.is_empty() {
             let unnamed = self.mine.set_unnamed(rest);
             backend.unnamed = Some(UnnamedOwner { session: self.session, version: unnamed.version });
             backend.dirty |= unnamed.leaves_state;
+            self.in_flight.sent(None, true);
             self.extended(Expected::Parse(ParseNote::Unnamed));
+            splice.pass(message.at, message.end);
+            return Ok(());
+        }
+        if self.is_unshared(name) {
+            self.extended(Expected::Parse(ParseNote::Taken));
             splice.pass(message.at, message.end);
             return Ok(());
         }
@@ -211,7 +218,7 @@ impl Flow {
             let id = taken.id;
             self.ensure(backend, id, &taken.rest.clone(), splice);
             messages::parse(splice.insert(), id.server_name().as_bytes(), rest);
-            self.extended(Expected::Parse(ParseNote::Foreign));
+            self.extended(Expected::Parse(ParseNote::Taken));
             return Ok(());
         }
         if self.mine.len() >= self.limits.max_prepared_per_client {
@@ -223,9 +230,32 @@ impl Flow {
         } else {
             self.make_room(backend, id, splice);
             messages::parse(splice.insert(), id.server_name().as_bytes(), rest);
+            // When it fails, the client's later batches have to fail as well.
+            self.in_flight.sent(Some(id), false);
             self.extended(Expected::Parse(ParseNote::Named(name.into(), id)));
         }
         Ok(())
+    }
+
+    /// A statement that is not remembered goes on under the client's name for it, and keeps the client on its backend.
+    fn parse_unshared(&mut self, backend: &mut BackendState, name: &[u8]) {
+        backend.dirty = true;
+        if name.is_empty() {
+            backend.unnamed = Some(UnnamedOwner::SOMEBODY);
+        } else if self.is_unshared(name) {
+            return self.extended(Expected::Parse(ParseNote::Taken));
+        }
+        self.unshared.push(name.into());
+        self.extended(Expected::Parse(ParseNote::Unshared(name.into())));
+    }
+
+    fn is_unshared(&self, name: &[u8]) -> bool {
+        self.unshared.iter().any(|unshared| **unshared == *name)
+    }
+
+    fn forget_unnamed(&mut self) {
+        self.mine.forget_unnamed();
+        self.unshared.retain(|unshared| !unshared.is_empty());
     }
 
     fn bind(
@@ -293,7 +323,7 @@ impl Flow {
         if let Some(name) = named_statement(message)? {
             self.unshared.retain(|unshared| **unshared != *name);
             if name.is_empty() {
-                self.mine.forget_unnamed();
+                self.forget_unnamed();
                 backend.unnamed = None;
             } else if let Some(statement) = self.mine.remove(name) {
                 self.extended(Expected::KnownClose(name.into(), statement));
@@ -307,31 +337,57 @@ impl Flow {
 
     /// Prepares a statement on this backend if another one has it.
     fn ensure(&mut self, backend: &mut BackendState, id: StatementId, rest: &[u8], splice: &mut Splice<'_>) {
-        if !backend.prepared.touch(id) {
-            self.make_room(backend, id, splice);
-            messages::parse(splice.insert(), id.server_name().as_bytes(), rest);
-            self.extended(Expected::InjectedParse(Some(id)));
+        let there = backend.prepared.touch(id);
+        let unsure = self.in_flight.is_unsure(Some(id));
+        if there && !unsure {
+            return;
         }
+        if unsure {
+            // Right whether it is there or not.
+            self.inject_close(Some(id), splice);
+        }
+        self.make_room(backend, id, splice);
+        messages::parse(splice.insert(), id.server_name().as_bytes(), rest);
+        self.in_flight.sent(Some(id), true);
+        self.extended(Expected::InjectedParse(Some(id)));
     }
 
-    /// The same for the unnamed statement.
+    /// The same for the unnamed statement: a client finds its own, or none, but never somebody else's.
     fn ensure_unnamed(&mut self, backend: &mut BackendState, splice: &mut Splice<'_>) {
-        let Some(unnamed) = self.mine.unnamed() else { return };
-        backend.dirty |= unnamed.leaves_state;
-        let owner = Some(UnnamedOwner { session: self.session, version: unnamed.version });
-        if backend.unnamed != owner {
-            messages::parse(splice.insert(), b"", &unnamed.rest);
-            backend.unnamed = owner;
-            self.extended(Expected::InjectedParse(None));
+        let unsure = self.in_flight.is_unsure(None);
+        match self.mine.unnamed() {
+            Some(unnamed) => {
+                backend.dirty |= unnamed.leaves_state;
+                let owner = Some(UnnamedOwner { session: self.session, version: unnamed.version });
+                if backend.unnamed != owner || unsure {
+                    messages::parse(splice.insert(), b"", &unnamed.rest);
+                    backend.unnamed = owner;
+                    self.in_flight.sent(None, true);
+                    self.extended(Expected::InjectedParse(None));
+                }
+            }
+            None if self.is_unshared(b"") => {}
+            None if backend.unnamed.is_some() || unsure => {
+                backend.unnamed = None;
+                self.inject_close(None, splice);
+            }
+            None => {}
         }
     }
 
-    /// Notes a statement on the backend and closes the one that has to go for it.
+    /// Notes a statement on the backend and closes those that have to go for it.
     fn make_room(&mut self, backend: &mut BackendState, id: StatementId, splice: &mut Splice<'_>) {
-        if let Some(oldest) = backend.prepared.insert(id, self.limits.max_prepared_per_backend) {
-            messages::close_statement(splice.insert(), oldest.server_name().as_bytes());
-            self.extended(Expected::InjectedClose(oldest));
+        backend.prepared.insert(id);
+        while let Some(oldest) = backend.prepared.evict(self.limits.max_prepared_per_backend) {
+            self.inject_close(Some(oldest), splice);
         }
+    }
+
+    fn inject_close(&mut self, statement: Option<StatementId>, splice: &mut Splice<'_>) {
+        let name = statement.map(StatementId::server_name).unwrap_or_default();
+        messages::close_statement(splice.insert(), name.as_bytes());
+        self.in_flight.sent(statement, true);
+        self.extended(Expected::InjectedClose(statement));
     }
 }
 

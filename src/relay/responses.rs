@@ -1,9 +1,9 @@
 //! The backend's half of the relay: which request its messages answer, and when everything is answered.
 
-use super::flow::{Batch, Expected, Flow, TransactionStatus};
+use super::flow::{Batch, Expected, Flow, ParseNote, TransactionStatus};
 use super::scan;
 use super::splice::Splice;
-use crate::backend::BackendState;
+use crate::backend::{BackendState, UnnamedOwner};
 use crate::wire::tag::backend as tag;
 use crate::wire::{HEADER, Header, PgError, ReadFault, Severity, messages};
 
@@ -53,13 +53,25 @@ impl Flow {
     fn response(&mut self, backend: &mut BackendState, tag: u8, view: &[u8]) -> Result<bool, ReadFault> {
         match (tag, self.expected.front()) {
             (tag::DATA_ROW | tag::COPY_DATA, _) => {}
-            (tag::PARSE_COMPLETE, Some(Expected::InjectedParse(_)))
-            | (tag::CLOSE_COMPLETE, Some(Expected::InjectedClose(_))) => {
+            (tag::PARSE_COMPLETE, Some(Expected::InjectedParse(statement)))
+            | (tag::CLOSE_COMPLETE, Some(Expected::InjectedClose(statement))) => {
+                let statement = *statement;
                 self.expected.pop_front();
+                self.settle(backend, statement, Some(tag == tag::PARSE_COMPLETE));
                 return Ok(false);
             }
-            (tag::PARSE_COMPLETE, Some(Expected::Parse(_)))
-            | (tag::BIND_COMPLETE, Some(Expected::Bind))
+            (tag::PARSE_COMPLETE, Some(Expected::Parse(note))) => {
+                let statement = match note {
+                    ParseNote::Named(_, id) => Some(Some(*id)),
+                    ParseNote::Unnamed => Some(None),
+                    ParseNote::Unshared(_) | ParseNote::Taken => None,
+                };
+                self.expected.pop_front();
+                if let Some(statement) = statement {
+                    self.settle(backend, statement, Some(true));
+                }
+            }
+            (tag::BIND_COMPLETE, Some(Expected::Bind))
             | (tag::CLOSE_COMPLETE, Some(Expected::Close))
             | (tag::ROW_DESCRIPTION | tag::NO_DATA, Some(Expected::Describe))
             | (tag::EMPTY_QUERY | tag::PORTAL_SUSPENDED, Some(Expected::Execute)) => {
@@ -88,8 +100,10 @@ impl Flow {
         backend.dirty |= scan::tag_leaves_state(command);
         if scan::tag_drops_statements(command) {
             self.mine.clear();
+            self.unshared.clear();
             backend.prepared.clear();
-            backend.unnamed = None;
+            // DEALLOCATE ALL leaves the unnamed statement alone.
+            backend.unnamed = Some(UnnamedOwner::SOMEBODY);
         }
     }
 
@@ -102,14 +116,13 @@ impl Flow {
         if matches!(self.expected.front(), Some(Expected::Query | Expected::FunctionCall | Expected::Sync)) {
             return;
         }
-        while !matches!(self.expected.front(), Some(Expected::Sync)) {
-            let Some(passed_over) = self.expected.pop_front() else {
-                if self.batch == Batch::Open {
-                    self.batch = Batch::Skipping;
-                }
-                return;
-            };
-            self.undo(passed_over, backend);
+        let sync = self.expected.iter().position(|expected| matches!(expected, Expected::Sync));
+        if sync.is_none() && self.batch == Batch::Open {
+            self.batch = Batch::Skipping;
+        }
+        let passed_over: Vec<Expected> = self.expected.drain(..sync.unwrap_or(self.expected.len())).collect();
+        for request in passed_over.into_iter().rev() {
+            self.undo(request, backend);
         }
     }
 
