@@ -4,5 +4,6 @@ mod building_blocks;
 mod harness;
 mod main_job;
 mod pooling;
+mod prepared;
 mod relay;
 mod tidy;

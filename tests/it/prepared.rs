@@ -1,0 +1,389 @@
+//! Protocol-level prepared statements in transaction mode: a client's statements are there, whatever backend it gets.
+
+use std::collections::BTreeSet;
+
+use toml::Value;
+
+use crate::eventually;
+use crate::harness::frontend::{
+    bind, close_statement, describe_statement, execute, flush, message, parse, query, sync,
+};
+use crate::harness::stage::Stage;
+use crate::harness::wire::{Wire, sqlstates, tags, values};
+
+/// A stage with two backends, and two clients that can keep one of them busy.
+struct Two {
+    stage: Stage,
+    holders: [Wire; 2],
+    backends: [String; 2],
+}
+
+impl Two {
+    async fn new() -> Two {
+        let stage = Stage::new(&[("pool.max_backends", 2.into())]).await;
+        let mut holders = [stage.client().await, stage.client().await];
+        let mut backends = [String::new(), String::new()];
+        for (holder, backend) in holders.iter_mut().zip(&mut backends) {
+            holder.query("BEGIN").await.unwrap();
+            *backend = holder.value("SELECT pg_backend_pid()").await;
+        }
+        for holder in &mut holders {
+            holder.query("COMMIT").await.unwrap();
+        }
+        Two { stage, holders, backends }
+    }
+
+    /// Runs messages while only this backend is free.
+    async fn on(&mut self, backend: usize, client: &mut Wire, messages: &[Vec<u8>]) -> String {
+        for holder in &mut self.holders {
+            holder.query("BEGIN").await.unwrap();
+        }
+        for holder in &mut self.holders {
+            if holder.value("SELECT pg_backend_pid()").await == self.backends[backend] {
+                holder.query("COMMIT").await.unwrap();
+            }
+        }
+        let answer = client.exchange(messages).await;
+        for holder in &mut self.holders {
+            holder.query("COMMIT").await.unwrap();
+        }
+        let details = [sqlstates(&answer), values(&answer)].concat().join(",");
+        format!("{} {details}", tags(&answer))
+    }
+}
+
+fn run(statement: &str, parameters: &[Option<&str>]) -> Vec<u8> {
+    [bind("", statement, parameters), execute("", 0), sync()].concat()
+}
+
+#[tokio::test]
+async fn eight_clients_share_statements_on_two_backends() {
+    let stage = Stage::new(&[("pool.max_backends", 2.into())]).await;
+    let sql = "SELECT $1::int4 + 1, pg_backend_pid() FROM pg_sleep(0.001)";
+    let mut tasks = Vec::new();
+    for number in 0..8_i32 {
+        let (mut wire, driver) = (stage.client().await, stage.driver().await);
+        tasks.push(tokio::spawn(async move {
+            assert_eq!(tags(&wire.exchange(&[parse("same", sql), sync()]).await), "1Z");
+            let mut backends = BTreeSet::new();
+            for round in 0..30 {
+                let value = (number * 100 + round).to_string();
+                let messages = wire.exchange(&[run("same", &[Some(&value)])]).await;
+                let row = messages.iter().find(|message| message.tag == b'D').unwrap_or_else(|| panic!("{messages:?}"));
+                assert_eq!(row.row()[0], Some((number * 100 + round + 1).to_string()));
+                backends.insert(row.row()[1].clone());
+            }
+            backends
+        }));
+        tasks.push(tokio::spawn(async move {
+            let statement = driver.prepare(sql).await.unwrap();
+            let mut backends = BTreeSet::new();
+            for round in 0..30 {
+                let row = driver.query_one(&statement, &[&round]).await.unwrap();
+                assert_eq!(row.get::<_, i32>(0), round + 1);
+                backends.insert(Some(row.get::<_, i32>(1).to_string()));
+            }
+            backends
+        }));
+    }
+    let mut moved = 0;
+    for task in tasks {
+        moved += usize::from(task.await.unwrap().len() == 2);
+    }
+    assert!(moved > 0, "every client stayed on one backend: nothing was tested");
+    // Equal statements of all clients are one on the backend.
+    let mut wire = stage.client().await;
+    let same = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%pg_sleep(0.001)' AND name <> ''";
+    assert_eq!(wire.value(same).await, "1");
+    assert_eq!(stage.backends().await, 2);
+}
+
+#[tokio::test]
+async fn a_statement_is_there_on_a_backend_that_never_saw_it() {
+    let mut two = Two::new().await;
+    let mut wire = two.stage.client().await;
+    assert_eq!(two.on(0, &mut wire, &[parse("s", "SELECT $1::int * 2"), sync()]).await, "1Z ");
+    assert_eq!(two.on(1, &mut wire, &[run("s", &[Some("4")])]).await, "2DCZ 8");
+    assert_eq!(two.on(0, &mut wire, &[run("s", &[Some("5")])]).await, "2DCZ 10");
+    assert_eq!(two.on(1, &mut wire, &[describe_statement("s"), sync()]).await, "tTZ ");
+    // Prepared and described on one, first used on the other in the middle of a batch.
+    assert_eq!(two.on(0, &mut wire, &[parse("t", "SELECT 't'"), describe_statement("t"), sync()]).await, "1tTZ ");
+    let batch = [bind("", "s", &[Some("1")]), execute("", 0), describe_statement("t"), run("t", &[])];
+    assert_eq!(two.on(1, &mut wire, &batch).await, "2DCtT2DCZ 2,t");
+    // Closed on one, gone on the other; the name can be used again for something else.
+    assert_eq!(two.on(0, &mut wire, &[close_statement("s"), sync()]).await, "3Z ");
+    assert_eq!(two.on(1, &mut wire, &[run("s", &[Some("1")])]).await, "EZ 26000");
+    assert_eq!(two.on(1, &mut wire, &[describe_statement("s"), sync()]).await, "EZ 26000");
+    assert_eq!(two.on(0, &mut wire, &[parse("s", "SELECT 'new'"), sync()]).await, "1Z ");
+    assert_eq!(two.on(1, &mut wire, &[run("s", &[])]).await, "2DCZ new");
+    // Closing what was never there is fine, as PostgreSQL has it.
+    assert_eq!(two.on(1, &mut wire, &[close_statement("nowhere"), sync()]).await, "3Z ");
+}
+
+#[tokio::test]
+async fn names_that_are_taken_and_names_that_are_not() {
+    let mut two = Two::new().await;
+    let (mut wire, mut other) = (two.stage.client().await, two.stage.client().await);
+    assert_eq!(two.on(0, &mut wire, &[parse("s", "SELECT 1"), sync()]).await, "1Z ");
+    for backend in [0, 1] {
+        // The same text again, and another one.
+        for sql in ["SELECT 1", "SELECT 2"] {
+            assert_eq!(two.on(backend, &mut wire, &[parse("s", sql), sync()]).await, "EZ 42P05");
+        }
+        assert_eq!(two.on(backend, &mut wire, &[run("s", &[])]).await, "2DCZ 1");
+        // Names are each client's own.
+        assert_eq!(two.on(backend, &mut other, &[run("s", &[])]).await, "EZ 26000");
+    }
+    assert_eq!(two.on(0, &mut other, &[parse("s", "SELECT 'other'"), sync()]).await, "1Z ");
+    assert_eq!(two.on(0, &mut wire, &[run("s", &[])]).await, "2DCZ 1");
+    assert_eq!(two.on(1, &mut other, &[run("s", &[])]).await, "2DCZ other");
+    // One client's Close takes nothing from another that has the same text.
+    assert_eq!(two.on(0, &mut other, &[parse("twin", "SELECT 1"), close_statement("twin"), sync()]).await, "13Z ");
+    assert_eq!(two.on(0, &mut wire, &[run("s", &[])]).await, "2DCZ 1");
+    // A text that does not parse takes no name.
+    assert_eq!(two.on(0, &mut wire, &[parse("bad", "SELEC"), sync()]).await, "EZ 42601");
+    assert_eq!(two.on(1, &mut wire, &[parse("bad", "SELECT 3"), sync()]).await, "1Z ");
+    assert_eq!(two.on(0, &mut wire, &[run("bad", &[])]).await, "2DCZ 3");
+}
+
+#[tokio::test]
+async fn equal_texts_with_other_parameter_types_are_other_statements() {
+    let mut two = Two::new().await;
+    let mut wire = two.stage.client().await;
+    let typed = |name: &str, oid: u32| {
+        let body = [name.as_bytes(), b"\0SELECT pg_typeof($1)\0\0\x01", &oid.to_be_bytes()].concat();
+        message(b'P', &body)
+    };
+    // int4 and text, by their OIDs.
+    assert_eq!(two.on(0, &mut wire, &[typed("a", 23), typed("b", 25), sync()]).await, "11Z ");
+    for backend in [0, 1] {
+        assert_eq!(two.on(backend, &mut wire, &[run("a", &[Some("1")])]).await, "2DCZ integer");
+        assert_eq!(two.on(backend, &mut wire, &[run("b", &[Some("1")])]).await, "2DCZ text");
+    }
+}
+
+#[tokio::test]
+async fn the_unnamed_statement_moves_with_its_client() {
+    let mut two = Two::new().await;
+    let (mut one, mut other) = (two.stage.client().await, two.stage.client().await);
+    assert_eq!(two.on(0, &mut one, &[parse("", "SELECT $1 || ' one'"), sync()]).await, "1Z ");
+    assert_eq!(two.on(1, &mut one, &[run("", &[Some("of")])]).await, "2DCZ of one");
+    assert_eq!(two.on(1, &mut other, &[parse("", "SELECT 'other'"), sync()]).await, "1Z ");
+    assert_eq!(two.on(1, &mut one, &[describe_statement(""), run("", &[Some("still")])]).await, "tT2DCZ still one");
+    assert_eq!(two.on(1, &mut other, &[run("", &[])]).await, "2DCZ other");
+    // A simple query drops it, on whatever backend it runs.
+    assert_eq!(two.on(0, &mut one, &[query("SELECT 1")]).await, "TDCZ 1");
+    assert_eq!(two.on(1, &mut one, &[run("", &[Some("x")])]).await, "EZ 26000");
+    // So does Close; a Parse that fails leaves none.
+    assert_eq!(two.on(1, &mut other, &[close_statement(""), sync()]).await, "3Z ");
+    assert_eq!(two.on(0, &mut other, &[run("", &[])]).await, "EZ 26000");
+    assert_eq!(two.on(0, &mut other, &[parse("", "SELEC"), sync()]).await, "EZ 42601");
+    assert_eq!(two.on(1, &mut other, &[run("", &[])]).await, "EZ 26000");
+}
+
+#[tokio::test]
+async fn nobody_binds_anothers_unnamed_statement() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let (mut one, mut other) = (stage.client().await, stage.client().await);
+    let own = [parse("", "SELECT 'one'"), run("", &[])];
+    assert_eq!(tags(&one.exchange(&own).await), "12DCZ");
+    assert_eq!(sqlstates(&other.exchange(&[run("", &[])]).await), ["26000"]);
+    assert_eq!(tags(&one.exchange(&own).await), "12DCZ");
+    assert_eq!(sqlstates(&other.exchange(&[describe_statement(""), sync()]).await), ["26000"]);
+    assert_eq!(values(&one.exchange(&[run("", &[])]).await), ["one"]);
+    // The first of two batches in flight fails before its Parse: the second finds nobody else's statement.
+    other.send(&[run("nowhere", &[]), run("", &[])].concat()).await.unwrap();
+    assert_eq!(sqlstates(&other.read_until_ready().await.unwrap()), ["26000"]);
+    assert_eq!(sqlstates(&other.read_until_ready().await.unwrap()), ["26000"]);
+    assert_eq!(tags(&one.exchange(&own).await), "12DCZ");
+    let first = [bind("", "nowhere", &[]), parse("", "SELECT 'other'"), sync()].concat();
+    other.send(&[first, run("", &[])].concat()).await.unwrap();
+    assert_eq!(sqlstates(&other.read_until_ready().await.unwrap()), ["26000"]);
+    let messages = other.read_until_ready().await.unwrap();
+    assert!(!values(&messages).contains(&"one".to_owned()), "{messages:?}");
+}
+
+#[tokio::test]
+async fn a_failed_batch_undoes_what_it_did_not_do() {
+    let mut two = Two::new().await;
+    let mut wire = two.stage.client().await;
+    assert_eq!(two.on(0, &mut wire, &[parse("s", "SELECT 'old'"), sync()]).await, "1Z ");
+    // Close and Parse behind the error did not happen.
+    let batch =
+        [bind("", "nowhere", &[]), close_statement("s"), parse("s", "SELECT 'new'"), parse("t", "SELECT 't'"), sync()];
+    for backend in [0, 1] {
+        assert_eq!(two.on(backend, &mut wire, &batch).await, "EZ 26000");
+        assert_eq!(two.on(backend, &mut wire, &[run("s", &[])]).await, "2DCZ old");
+        assert_eq!(two.on(backend, &mut wire, &[run("t", &[])]).await, "EZ 26000");
+    }
+    // Those before it did.
+    let batch =
+        [close_statement("s"), parse("s", "SELECT 'new'"), bind("", "nowhere", &[]), parse("", "SELEC"), sync()];
+    assert_eq!(two.on(1, &mut wire, &batch).await, "31EZ 26000");
+    assert_eq!(two.on(0, &mut wire, &[run("s", &[])]).await, "2DCZ new");
+    // In a failed transaction nothing is prepared; what is there already can be used after it.
+    let batch = [query("BEGIN"), query("SELECT 1/0")].concat();
+    wire.send(&batch).await.unwrap();
+    wire.read_until_ready().await.unwrap();
+    wire.read_until_ready().await.unwrap();
+    assert_eq!(sqlstates(&wire.exchange(&[parse("u", "SELECT 'u'"), sync()]).await), ["25P02"]);
+    assert_eq!(sqlstates(&wire.exchange(&[run("s", &[])]).await), ["25P02"]);
+    wire.query("ROLLBACK").await.unwrap();
+    assert_eq!(two.on(0, &mut wire, &[parse("u", "SELECT 'u'"), run("u", &[])]).await, "12DCZ u");
+    assert_eq!(two.on(1, &mut wire, &[run("u", &[])]).await, "2DCZ u");
+}
+
+#[tokio::test]
+async fn a_statement_is_there_for_the_batch_behind_a_failed_one() {
+    let mut two = Two::new().await;
+    let mut wire = two.stage.client().await;
+    assert_eq!(two.on(0, &mut wire, &[parse("s", "SELECT 's'"), parse("", "SELECT 'unnamed'"), sync()]).await, "11Z ");
+    // On the other backend nothing is prepared; the first batch fails before its first use of the statements.
+    let fails = [bind("", "nowhere", &[]), run("s", &[])].concat();
+    let fails_too = [bind("", "nowhere", &[]), run("", &[])].concat();
+    for holder in &mut two.holders {
+        holder.query("BEGIN").await.unwrap();
+        if holder.value("SELECT pg_backend_pid()").await == two.backends[1] {
+            holder.query("COMMIT").await.unwrap();
+        }
+    }
+    wire.send(&[fails.clone(), run("s", &[]), fails_too, run("", &[]), fails, run("s", &[])].concat()).await.unwrap();
+    let mut found = Vec::new();
+    for _ in 0..6 {
+        let messages = wire.read_until_ready().await.unwrap();
+        found.push([sqlstates(&messages), values(&messages)].concat().join(","));
+    }
+    assert_eq!(found, ["26000", "s", "26000", "unnamed", "26000", "s"]);
+    assert_eq!(tags(&wire.exchange(&[run("s", &[])]).await), "2DCZ");
+}
+
+#[tokio::test]
+async fn a_rollback_can_be_a_prepared_statement() {
+    let mut two = Two::new().await;
+    let mut wire = two.stage.client().await;
+    assert_eq!(two.on(0, &mut wire, &[parse("begin", "BEGIN"), parse("rollback", "ROLLBACK"), sync()]).await, "11Z ");
+    for holder in &mut two.holders {
+        holder.query("BEGIN").await.unwrap();
+        if holder.value("SELECT pg_backend_pid()").await == two.backends[1] {
+            holder.query("COMMIT").await.unwrap();
+        }
+    }
+    assert_eq!(wire.exchange(&[run("begin", &[])]).await.last().unwrap().status(), 'T');
+    assert_eq!(wire.failure("SELECT 1/0").await, "22012");
+    let messages = wire.exchange(&[run("rollback", &[])]).await;
+    assert_eq!((tags(&messages), messages[2].status()), ("2CZ".to_owned(), 'I'));
+}
+
+#[tokio::test]
+async fn a_backend_keeps_only_so_many_statements() {
+    let limits = |files: crate::harness::proxy::ProxyFiles| files.set("limits.max_prepared_per_backend", 3);
+    let stage = Stage::with(limits, &[("pool.max_backends", 1.into())]).await;
+    let mut clients = [stage.client().await, stage.client().await];
+    let prepared = "SELECT count(*) FROM pg_prepared_statements";
+    for (number, client) in clients.iter_mut().enumerate() {
+        for name in 0..10 {
+            let sql = format!("SELECT '{number}.{name}'");
+            assert_eq!(tags(&client.exchange(&[parse(&name.to_string(), &sql), sync()]).await), "1Z");
+        }
+        assert_eq!(client.value(prepared).await, "3");
+    }
+    for round in 0..3 {
+        for (number, client) in clients.iter_mut().enumerate() {
+            for name in 0..10 {
+                let name = if round == 1 { 9 - name } else { name };
+                let messages = client.exchange(&[run(&name.to_string(), &[])]).await;
+                assert_eq!(values(&messages), [format!("{number}.{name}")]);
+            }
+            assert_eq!(client.value(prepared).await, "3");
+        }
+    }
+    // All of them in one batch, and twice.
+    let batch = |name: u32| [bind("", &name.to_string(), &[]), execute("", 0)].concat();
+    let mut all: Vec<Vec<u8>> = (0..10).chain(0..10).map(batch).collect();
+    all.push(sync());
+    let messages = clients[0].exchange(&all).await;
+    assert_eq!(tags(&messages), "2DC".repeat(20) + "Z");
+    assert_eq!(clients[0].value(prepared).await, "3");
+}
+
+#[tokio::test]
+async fn a_client_holds_only_so_many_statements() {
+    let limits = |files: crate::harness::proxy::ProxyFiles| files.set("limits.max_prepared_per_client", 3);
+    let stage = Stage::with(limits, &[("pool.max_backends", 1.into())]).await;
+    let (mut wire, mut other) = (stage.client().await, stage.client().await);
+    for name in ["a", "b", "c"] {
+        assert_eq!(tags(&wire.exchange(&[parse(name, "SELECT 1"), sync()]).await), "1Z");
+    }
+    assert_eq!(tags(&wire.exchange(&[close_statement("a"), parse("d", "SELECT 1"), sync()]).await), "31Z");
+    assert_eq!(tags(&wire.exchange(&[parse("", "SELECT 1"), run("", &[])]).await), "12DCZ", "unnamed ones are free");
+    wire.send(&[parse("e", "SELECT 1"), sync()].concat()).await.unwrap();
+    let error = wire.expect_error("53400").await;
+    assert_eq!(error.severity(), "FATAL");
+    assert!(error.fields[&'H'].contains("max_prepared_per_client"), "{error:?}");
+    assert!(wire.is_closed().await);
+    assert_eq!(other.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn discarding_everything_takes_the_statements_along() {
+    let mut two = Two::new().await;
+    let (mut wire, mut other) = (two.stage.client().await, two.stage.client().await);
+    for sql in ["DISCARD ALL", "DEALLOCATE ALL"] {
+        for client in [&mut wire, &mut other] {
+            for backend in [0, 1] {
+                two.on(backend, client, &[parse("s", "SELECT 1"), run("s", &[])]).await;
+            }
+        }
+        assert_eq!(two.on(0, &mut wire, &[query(sql)]).await, "CZ ");
+        for backend in [0, 1] {
+            assert_eq!(two.on(backend, &mut wire, &[run("s", &[])]).await, "EZ 26000");
+            assert_eq!(two.on(backend, &mut other, &[run("s", &[])]).await, "2DCZ 1");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_statement_too_long_to_remember_keeps_its_client_on_its_backend() {
+    let changes: [(&str, Value); 2] = [("pool.max_backends", 1.into()), ("pool.queue_timeout", "100ms".into())];
+    let stage = Stage::with(|files| files.set("limits.max_prepared_size", "10KiB"), &changes).await;
+    let (mut wire, mut other) = (stage.client().await, stage.client().await);
+    let long = format!("SELECT length('{}')", "x".repeat(20_000));
+    assert_eq!(tags(&wire.exchange(&[parse("long", &long), sync()]).await), "1Z");
+    assert_eq!(other.failure("SELECT 1").await, "53300");
+    assert_eq!(values(&wire.exchange(&[run("long", &[])]).await), ["20000"]);
+    assert_eq!(other.failure("SELECT 1").await, "53300");
+    assert_eq!(tags(&wire.exchange(&[close_statement("long"), sync()]).await), "3Z");
+    assert_eq!(other.value("SELECT 1").await, "1");
+    // A client that leaves with one leaves nothing behind.
+    assert_eq!(tags(&wire.exchange(&[parse("long", &long), sync()]).await), "1Z");
+    drop(wire);
+    eventually!(other.query("SELECT 1").await.is_ok());
+    assert_eq!(other.value("SELECT count(*) FROM pg_prepared_statements").await, "0");
+    // The unnamed one does so until it is replaced, and one that does not parse never does.
+    assert_eq!(tags(&other.exchange(&[parse("", &long), run("", &[])]).await), "12DCZ");
+    assert_eq!(tags(&other.exchange(&[parse("", "SELECT 1"), run("", &[])]).await), "12DCZ");
+    let mut wire = stage.client().await;
+    assert_eq!(wire.value("SELECT 1").await, "1");
+    let wrong = format!("SELEC '{}'", "x".repeat(20_000));
+    assert_eq!(sqlstates(&other.exchange(&[parse("wrong", &wrong), sync()]).await), ["42601"]);
+    assert_eq!(wire.value("SELECT 1").await, "1");
+    // A simple query drops the unnamed one, too.
+    assert_eq!(tags(&other.exchange(&[parse("", &long), sync()]).await), "1Z");
+    other.query("SELECT 1").await.unwrap();
+    assert_eq!(wire.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn preparing_with_flush_and_in_one_go() {
+    let mut two = Two::new().await;
+    let mut wire = two.stage.client().await;
+    // As asyncpg and JDBC do it: Parse and Describe with Flush, then the rest.
+    wire.send(&[parse("s", "SELECT $1::int"), describe_statement("s"), flush()].concat()).await.unwrap();
+    for tag in ["1", "t", "T"] {
+        assert_eq!(char::from(wire.read().await.unwrap().tag).to_string(), tag);
+    }
+    assert_eq!(tags(&wire.exchange(&[run("s", &[Some("1")])]).await), "2DCZ");
+    let all = [parse("t", "SELECT 't'"), describe_statement("t"), run("t", &[])];
+    assert_eq!(two.on(1, &mut wire, &all).await, "1tT2DCZ t");
+    assert_eq!(two.on(0, &mut wire, &[run("t", &[])]).await, "2DCZ t");
+}
