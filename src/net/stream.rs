@@ -193,17 +193,28 @@ impl MessageStream {
         Ok(())
     }
 
-    /// Exactly one untyped message (startup phase): `length` tells the whole length from the first four bytes.
-    /// Nothing beyond it is taken from the socket.
+    /// See [`read_untyped`].
     pub async fn read_untyped<E>(&mut self, length: impl FnOnce([u8; 4]) -> Result<usize, E>) -> Result<Vec<u8>, E>
     where
         E: From<io::Error>,
     {
-        let mut first = [0; 4];
-        self.stream.read_exact(&mut first).await?;
-        let mut message = vec![0; length(first)?];
-        message[..4].copy_from_slice(&first);
-        self.stream.read_exact(&mut message[4..]).await?;
-        Ok(message)
+        read_untyped(&mut self.stream, length).await
     }
+}
+
+/// Exactly one untyped message (startup phase): `length` tells the whole length from the first four bytes. Nothing
+/// beyond it is taken from the stream.
+pub async fn read_untyped<E>(
+    stream: &mut (impl AsyncRead + Unpin),
+    length: impl FnOnce([u8; 4]) -> Result<usize, E>,
+) -> Result<Vec<u8>, E>
+where
+    E: From<io::Error>,
+{
+    let mut first = [0; 4];
+    stream.read_exact(&mut first).await?;
+    let mut message = vec![0; length(first)?];
+    message[..4].copy_from_slice(&first);
+    stream.read_exact(&mut message[4..]).await?;
+    Ok(message)
 }

@@ -13,7 +13,7 @@ use crate::config::TlsMode;
 use crate::metrics::{Outcome, ProtocolViolation, Refusal, TlsVersion};
 use crate::net::CertificateFacts;
 use crate::net::server_tls::ALPN_POSTGRESQL;
-use crate::net::stream::{DetachedSocket, MessageStream, Socket, Stream};
+use crate::net::stream::{DetachedSocket, MessageStream, Socket, Stream, read_untyped};
 use crate::tenant::route::sni_tenant;
 use crate::wire::{Opening, PgError, sqlstate};
 
@@ -66,7 +66,9 @@ async fn negotiate(socket: &mut Socket, context: &Context) -> Result<Option<Agre
     let max = context.config.load().limits.max_startup;
     let (mut ssl_asked, mut gss_asked) = (false, false);
     loop {
-        let frame = read_untyped(socket, max).await?;
+        // Nothing beyond the message: bytes that an attacker put behind an SSLRequest stay in the socket, where the TLS
+        // handshake fails on them (CVE-2021-23214).
+        let frame = read_untyped::<Rejection>(socket, |first| Ok(Opening::length(first, max)?)).await?;
         match Opening::parse(&frame)? {
             // Each may be asked for once, in either order (PostgreSQL manual, 55.2.10 and 55.2.12).
             Opening::Ssl if !ssl_asked => {
@@ -103,18 +105,6 @@ fn tls_required() -> Rejection {
     let error = PgError::fatal(sqlstate::INVALID_AUTHORIZATION, "this server accepts encrypted connections only")
         .with_hint("Connect with sslmode=require, or better sslmode=verify-full.");
     Rejection::refused(Refusal::TlsRequired, error)
-}
-
-/// Exactly one message, and nothing beyond it: bytes that an attacker put behind an SSLRequest stay in the socket, where
-/// the TLS handshake fails on them (CVE-2021-23214).
-async fn read_untyped(socket: &mut Socket, max: u32) -> Result<Vec<u8>, Rejection> {
-    use tokio::io::AsyncReadExt;
-    let mut first = [0; 4];
-    socket.read_exact(&mut first).await?;
-    let mut message = vec![0; Opening::length(first, max)?];
-    message[..4].copy_from_slice(&first);
-    socket.read_exact(&mut message[4..]).await?;
-    Ok(message)
 }
 
 impl Hello<Socket> {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{Client, Context, Peer};
 use crate::metrics::{AuthMethod, AuthResult, ErrorSource, ProtocolViolation, Refusal};
 use crate::net::stream::{ReadError, Socket};
-use crate::wire::{FrameError, PgError, StartupError, sqlstate};
+use crate::wire::{PgError, StartupError, sqlstate};
 
 /// How long the last words to a client that is turned away may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -128,9 +128,7 @@ impl From<ReadError> for Rejection {
         match error {
             ReadError::Io(error) => Rejection::gone(&error),
             ReadError::Closed => Rejection::gone(&io::ErrorKind::UnexpectedEof.into()),
-            ReadError::Frame(fault @ (FrameError::Length(_) | FrameError::TooLong { .. })) => {
-                Rejection::violation(ProtocolViolation::MessageLength, fault.to_string())
-            }
+            ReadError::Frame(fault) => Rejection::violation(ProtocolViolation::MessageLength, fault.to_string()),
         }
     }
 }
