@@ -208,3 +208,65 @@ fn ten_thousand_tenants_make_a_bounded_text() {
     assert!(text.len() < 1_000_000, "{} bytes", text.len());
     assert_eq!(queries(&series, "_other"), Some(9_500.0 * 3.0));
 }
+
+/// Every series name that stands in our sources as a text of its own.
+fn names_in_sources() -> BTreeSet<&'static str> {
+    [include_str!("mod.rs"), include_str!("instance.rs"), include_str!("process.rs"), include_str!("tenants.rs")]
+        .iter()
+        .flat_map(|text| text.split('"'))
+        .filter(|word| word.starts_with("pgtenant_") || word.starts_with("process_"))
+        .filter(|word| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+        .collect()
+}
+
+/// Name → type and labels, from the tables of docs/METRICS.md.
+fn documented() -> BTreeMap<&'static str, (&'static str, BTreeSet<&'static str>)> {
+    let rows = include_str!("../../docs/METRICS.md").lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.map(|row| {
+        let mut cells = row.split('|').map(str::trim);
+        let mut cell = || cells.next().expect("four cells");
+        let (name, kind, labels) = (cell().trim_end_matches('`'), cell(), cell());
+        (name, (kind, labels.split(',').map(|label| label.trim().trim_matches('`')).collect()))
+    })
+    .collect()
+}
+
+#[test]
+fn every_series_is_documented() {
+    let documented = documented();
+    assert_eq!(documented.keys().copied().collect::<BTreeSet<_>>(), names_in_sources());
+
+    let metrics = Metrics::new();
+    metrics.instance("one");
+    metrics.tls_handshake(Outcome::Ok, TlsVersion::V1_3);
+    metrics.auth(AuthMethod::None, AuthResult::Timeout);
+    metrics.error(ErrorSource::Backend, "23505");
+    metrics.set_certificates([("default", 1)]);
+    let stats = TenantStats::default();
+    stats.clients.store(1, Relaxed);
+    let tenant = TenantSample { region: Some("eu-1"), ..sample("acme", &stats) };
+    let text = metrics.encode(&[tenant], 10);
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').expect("a name and a type");
+        assert_eq!(documented.get(name).map(|(kind, _)| *kind), Some(kind), "{name}");
+    }
+    for (name, (_, labels)) in &documented {
+        let series = text.lines().find(|line| line.starts_with(*name) && !line.contains("_other")).expect(name);
+        let inside = series.split_once('{').map_or("", |(_, rest)| rest.rsplit_once('}').expect("closed").0);
+        let found: BTreeSet<&str> = inside.split("\",").map(|label| label.split('=').next().unwrap_or("")).collect();
+        let found: BTreeSet<&str> = found.into_iter().filter(|label| *label != "le").collect();
+        assert_eq!(found, *labels, "{name}");
+    }
+}
+
+#[test]
+fn alerts_ask_for_series_that_there_are() {
+    let documented = documented();
+    let alerts = include_str!("../../docker/prometheus/alerts.yml");
+    let words =
+        alerts.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("pgtenant_"));
+    for word in words {
+        let family = word.strip_suffix("_bucket").unwrap_or(word);
+        assert!(documented.contains_key(family), "{word}");
+    }
+}
