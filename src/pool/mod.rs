@@ -2,7 +2,7 @@
 
 mod checkout;
 mod instance;
-mod ledger;
+pub mod ledger;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -4,7 +4,7 @@ mod flow;
 mod in_flight;
 mod requests;
 mod responses;
-mod scan;
+pub mod scan;
 mod splice;
 mod statements;
 #[cfg(test)]
