@@ -173,6 +173,12 @@ impl Flow {
         self.status == TransactionStatus::Idle && self.at_rest() && self.unshared.is_empty()
     }
 
+    /// No answer comes unless the client asks for more: it has to end its COPY or its batch first.
+    pub fn waits_for_client(&self) -> bool {
+        let ends = |expected: &Expected| matches!(expected, Expected::Sync | Expected::Query | Expected::FunctionCall);
+        self.copy_in || !self.expected.iter().any(ends)
+    }
+
     /// The client is in the middle of a message from the backend: nothing can be told in between.
     pub fn mid_response(&self) -> bool {
         self.response_rest > 0

@@ -140,7 +140,7 @@ impl<'a> Exchange<'a> {
     }
 
     fn outcome(&self, terminated: bool) -> Option<Outcome> {
-        if terminated && self.flow.at_rest() {
+        if terminated && self.flow.waits_for_client() {
             return Some(Outcome::Terminated);
         }
         if self.mode == PoolMode::Statement && self.flow.at_rest() && self.flow.status() != TransactionStatus::Idle {
