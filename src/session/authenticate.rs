@@ -253,7 +253,11 @@ fn admit(
         let why = format!("tenant {} is suspended", record.id);
         return Err(Rejection::login(method, AuthResult::Suspended, tell, why));
     }
-    let Candidate { route, startup, .. } = candidate;
+    let Candidate { mut route, startup, .. } = candidate;
+    // Physical replication has no database; PostgreSQL's own programs then say "replication".
+    if startup.replication.as_deref().is_some_and(|mode| mode != "database") {
+        route.database = None;
+    }
     let Some(database) = route::database(&route, &startup.hints.user, &record).map(str::to_owned) else {
         let name = route.database.unwrap_or_default();
         let tell = PgError::fatal("3D000", format!("database \"{name}\" does not exist"));
