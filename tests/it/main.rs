@@ -1,6 +1,7 @@
 //! The integration tests: one binary, real PostgreSQL, free ports, nothing left behind.
 
 mod building_blocks;
+mod copy;
 mod harness;
 mod main_job;
 mod pooling;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use crate::eventually;
 use crate::harness::frontend::{
     bind, close_portal, close_statement, describe_portal, describe_statement, execute, flush, function_call, message,
@@ -217,24 +219,6 @@ async fn a_thousand_queries_are_written_before_anything_is_read() {
     assert_eq!(other.value("SELECT 1").await, "1");
 }
 
-/// Polls all at once, in order, so that the requests are written before the first answer is read.
-async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
-    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
-    std::future::poll_fn(|cx| {
-        for (future, output) in futures.iter_mut().zip(&mut outputs) {
-            if output.is_none()
-                && let std::task::Poll::Ready(value) = future.as_mut().poll(cx)
-            {
-                *output = Some(value);
-            }
-        }
-        if outputs.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    outputs.into_iter().flatten().collect()
-}
-
 #[tokio::test]
 async fn an_error_skips_the_rest_of_its_batch_and_nothing_else() {
     let stage = Stage::new(&[]).await;
@@ -315,6 +299,20 @@ async fn a_terminate_behind_queries_lets_them_finish() {
     assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "CZ");
     assert!(wire.is_closed().await);
     assert_eq!(stage.client().await.value("SELECT count(*) FROM t").await, "1");
+}
+
+#[tokio::test]
+async fn a_terminate_in_the_middle_of_a_batch_frees_the_backend() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let mut other = stage.client().await;
+    other.query("CREATE TABLE t (x int)").await.unwrap();
+    let insert = [parse("", "INSERT INTO t VALUES (1)"), bind("", "", &[]), execute("", 0)].concat();
+    for batch in [[insert.clone(), flush()].concat(), insert, parse("", "SELECT 1"), flush(), query("BEGIN")] {
+        let mut wire = stage.client().await;
+        wire.send(&[batch, frontend::terminate()].concat()).await.unwrap();
+        while wire.read().await.is_ok() {}
+        assert_eq!(other.value("SELECT count(*) FROM t").await, "0");
+    }
 }
 
 #[tokio::test]
