@@ -33,7 +33,9 @@ pub fn tag_leaves_state(tag: &[u8]) -> bool {
         Some(b'R') => tag == b"RESET",
         Some(b'L') => tag == b"LISTEN" || tag == b"LOAD",
         Some(b'P') => tag == b"PREPARE",
-        Some(b'D') => tag == b"DECLARE CURSOR" || tag == b"DISCARD ALL",
+        // Procedures and blocks run whatever they like, dynamic SQL included.
+        Some(b'C') => tag == b"CALL",
+        Some(b'D') => tag == b"DECLARE CURSOR" || tag == b"DO" || tag == b"DISCARD ALL",
         _ => false,
     }
 }
@@ -73,8 +75,9 @@ mod tests {
 
     #[test]
     fn tags() {
-        assert!(tag_leaves_state(b"SET") && tag_leaves_state(b"LISTEN") && tag_leaves_state(b"DECLARE CURSOR"));
-        assert!(tag_leaves_state(b"RESET") && tag_leaves_state(b"DISCARD ALL"));
+        for tag in ["SET", "RESET", "LISTEN", "LOAD", "PREPARE", "DECLARE CURSOR", "DISCARD ALL", "DO", "CALL"] {
+            assert!(tag_leaves_state(tag.as_bytes()), "{tag}");
+        }
         assert!(!tag_leaves_state(b"SELECT 1") && !tag_leaves_state(b"") && !tag_leaves_state(b"DELETE 3"));
         assert!(tag_drops_statements(b"DISCARD ALL") && !tag_drops_statements(b"DISCARD TEMP"));
     }

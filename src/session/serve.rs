@@ -218,8 +218,9 @@ impl Serving<'_> {
             if self.flow.status() != TransactionStatus::Idle {
                 checkout.roll_back().await?;
             }
-            // Locks and temporary tables of a whole session are not left to the next one's checkout.
-            if checkout.state.dirty || !self.flow.is_free() {
+            // Locks and temporary tables of a whole session are not left to the next one's checkout; and in a whole
+            // session there is room for much that we do not see.
+            if self.session.mode == PoolMode::Session || checkout.state.dirty || !self.flow.is_free() {
                 checkout.reset().await?;
             }
             Ok::<(), CommandError>(())
