@@ -7,6 +7,8 @@ use pgwire::messages::startup::Startup;
 use pgwire::messages::{DecodeContext, Message};
 use thiserror::Error;
 
+use super::frame::cstr;
+
 const SSL_REQUEST: u32 = 80_877_103;
 const GSS_REQUEST: u32 = 80_877_104;
 const CANCEL_REQUEST: u32 = 80_877_102;
@@ -110,16 +112,12 @@ impl StartupMessage {
             return Err(StartupError::Version(major, minor));
         }
         // pgwire takes a packet without its terminator, and one with rubbish behind it: PostgreSQL takes neither.
-        if frame.last() != Some(&0) {
+        if !is_terminated(&frame[8..]) {
             return Err(StartupError::Layout);
         }
-        let mut rest = BytesMut::from(frame);
-        let startup = Startup::decode(&mut rest, &DecodeContext::default())
+        let startup = Startup::decode(&mut BytesMut::from(frame), &DecodeContext::default())
             .map_err(|_| StartupError::Layout)?
             .ok_or(StartupError::Layout)?;
-        if !rest.is_empty() {
-            return Err(StartupError::Layout);
-        }
         let mut parameters = startup.parameters;
         let unknown_options: Vec<String> =
             parameters.keys().filter(|name| name.starts_with("_pq_.")).cloned().collect();
@@ -132,6 +130,18 @@ impl StartupMessage {
             parameters,
         })
     }
+}
+
+/// Whether pairs of names and values end with an empty name, and with nothing behind it.
+fn is_terminated(mut pairs: &[u8]) -> bool {
+    while let Some((name, rest)) = cstr(pairs) {
+        if name.is_empty() {
+            return rest.is_empty();
+        }
+        let Some((_, rest)) = cstr(rest) else { return false };
+        pairs = rest;
+    }
+    false
 }
 
 #[cfg(test)]
@@ -181,6 +191,9 @@ mod tests {
     #[test]
     fn bad_packets_are_refused() {
         assert_eq!(parsed(0, b"user\0app"), Err(StartupError::Layout));
+        assert_eq!(parsed(0, b"user\0app\0"), Err(StartupError::Layout));
+        assert_eq!(parsed(0, b"user\0\0"), Err(StartupError::Layout));
+        assert_eq!(parsed(0, b""), Err(StartupError::Layout));
         assert_eq!(parsed(0, b"user\0app\0\0rubbish\0"), Err(StartupError::Layout));
         assert_eq!(Opening::parse(&[0, 0, 0, 8, 0, 2, 0, 0]), Err(StartupError::Version(2, 0)));
         assert_eq!(Opening::parse(&[0, 0, 0, 4]), Err(StartupError::Length));
