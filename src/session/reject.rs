@@ -115,11 +115,14 @@ impl From<io::Error> for Rejection {
 
 impl From<StartupError> for Rejection {
     fn from(error: StartupError) -> Self {
-        let kind = match error {
-            StartupError::Length => ProtocolViolation::StartupLength,
-            _ => ProtocolViolation::StartupMalformed,
+        let (kind, code) = match error {
+            StartupError::Length => (ProtocolViolation::StartupLength, sqlstate::PROTOCOL_VIOLATION),
+            // As PostgreSQL reports it: the message is sound, we just do not speak that.
+            StartupError::Version(..) => (ProtocolViolation::StartupMalformed, sqlstate::FEATURE_NOT_SUPPORTED),
+            _ => (ProtocolViolation::StartupMalformed, sqlstate::PROTOCOL_VIOLATION),
         };
-        Rejection::violation(kind, error.to_string())
+        let why = error.to_string();
+        Rejection { tell: Some(Box::new(PgError::fatal(code, why.clone()))), count: Count::Violation(kind), why }
     }
 }
 
