@@ -139,7 +139,7 @@ async fn on_worker(hello: encrypt::Hello<DetachedSocket>, arrival: Arrival, cont
     let login = tokio::time::timeout_at(arrival.deadline.into(), login(&mut client, opening, &context)).await;
     let (welcomed, client_place) = match login.unwrap_or_else(|_| Err(Rejection::timeout())) {
         Ok(Some(logged_in)) => logged_in,
-        Ok(None) => return,
+        Ok(None) => return reject::close(&mut client).await,
         Err(rejection) => {
             rejection.tell(&mut client).await;
             return rejection.note(peer, &context);

@@ -136,6 +136,11 @@ impl From<ReadError> for Rejection {
     }
 }
 
+/// Ends a connection that is told nothing, a cancel request's.
+pub(super) async fn close(client: &mut Client) {
+    let _ = tokio::time::timeout(LAST_WORDS, client.stream.end()).await;
+}
+
 /// What a client beyond the cap is told.
 pub fn too_many_clients() -> PgError {
     PgError::fatal(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
