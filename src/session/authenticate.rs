@@ -60,7 +60,10 @@ pub(super) async fn client(client: &mut Client, candidate: Candidate, context: &
     let user = &candidate.startup.hints.user;
     let (Ok(credential), Verdict::Proven(proof), Some(tenant)) = (&assessed, verdict, candidate.tenant.clone()) else {
         let result = assessed.err().unwrap_or(AuthResult::WrongPassword);
-        context.backoff.failed(address, &name, Instant::now());
+        // Where we could not look the role up, nobody has guessed: an outage must not lock its tenant out afterwards.
+        if result != AuthResult::Unavailable {
+            context.backoff.failed(address, &name, Instant::now());
+        }
         context.verifiers.doubt(&name, &candidate.route.role);
         if let Some(tenant) = &candidate.tenant {
             tenant.stats.login_failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
