@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tokio_postgres::NoTls;
 
 use super::Tenant;
@@ -54,7 +55,50 @@ pub enum LookupError {
 }
 
 /// Connections for auth queries to one tenant's database.
-type QueryPool = bb8::Pool<QueryConnections>;
+#[derive(Debug, Clone)]
+struct QueryPool {
+    connections: bb8::Pool<QueryConnections>,
+    failures: Failures,
+}
+
+/// Why the last connect failed: bb8 itself would only say, and only in the end, that there was no connection in time.
+#[derive(Debug, Clone)]
+struct Failures(watch::Sender<String>);
+
+impl bb8::ErrorSink<QueryError> for Failures {
+    fn sink(&self, error: QueryError) {
+        self.0.send_replace(error.to_string());
+    }
+
+    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<QueryError>> {
+        Box::new(self.clone())
+    }
+}
+
+impl QueryPool {
+    fn new(connections: QueryConnections) -> Self {
+        let failures = Failures(watch::Sender::default());
+        let connections = bb8::Pool::builder()
+            .max_size(QUERY_CONNECTIONS)
+            .connection_timeout(QUERY_TIMEOUT)
+            .idle_timeout(Some(Duration::from_secs(60)))
+            .retry_connection(false)
+            .error_sink(Box::new(failures.clone()))
+            .build_unchecked(connections);
+        QueryPool { connections, failures }
+    }
+
+    /// A connection, or the reason why the next attempt to make one failed.
+    async fn get(&self) -> Result<bb8::PooledConnection<'_, QueryConnections>, String> {
+        let mut failed = self.failures.0.subscribe();
+        tokio::select! {
+            biased;
+            connection = self.connections.get() => connection.map_err(|error| error.to_string()),
+            // The sender lives in the pool: there is always a value.
+            _ = failed.changed() => Err(failed.borrow().clone()),
+        }
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -180,7 +224,7 @@ impl Verifiers {
         let failed = |reason: String| LookupError::Query { tenant: record.id.clone(), reason };
         let pool = self.query_pool(record, query)?;
         let begun = Instant::now();
-        let connection = pool.get().await.map_err(|error| failed(error.to_string()))?;
+        let connection = pool.get().await.map_err(&failed)?;
         let row = tokio::time::timeout(QUERY_TIMEOUT, connection.query_opt(query.query.as_str(), &[&role]))
             .await
             .map_err(|_| failed(format!("no answer within {} s", QUERY_TIMEOUT.as_secs())))?
@@ -215,12 +259,7 @@ impl Verifiers {
         }
         let place = Place::new(record.instance.clone())
             .map_err(|source| LookupError::Tls { tenant: record.id.clone(), source })?;
-        let manager = QueryConnections { place, config: query_config(&source) };
-        let pool = bb8::Pool::builder()
-            .max_size(QUERY_CONNECTIONS)
-            .connection_timeout(QUERY_TIMEOUT)
-            .idle_timeout(Some(Duration::from_secs(60)))
-            .build_unchecked(manager);
+        let pool = QueryPool::new(QueryConnections { place, config: query_config(&source) });
         queries.insert(record.id.clone(), (Arc::new(source), pool.clone()));
         Ok(pool)
     }
