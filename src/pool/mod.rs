@@ -253,7 +253,9 @@ impl Pool {
 
     fn renew_login(&self, login: Login) {
         let mut current = self.login.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref() != Some(&login) {
+        // A certificate proves a client, and gives nothing to log in with: what others have proved stays.
+        let is_less = login == Login::Nothing && current.is_some();
+        if current.as_ref() != Some(&login) && !is_less {
             *current = Some(login);
             // The last connect may have failed for want of it.
             self.instance.forgive(self.key);
