@@ -1,12 +1,23 @@
 //! The integration tests: one binary, real PostgreSQL, free ports, nothing left behind.
 
+mod auth_query;
+mod backend_login;
+mod bad_input;
 mod building_blocks;
 mod cancel;
+mod client_certificates;
+mod commands;
 mod copy;
+mod drivers;
+mod encryption;
 mod harness;
+mod isolation;
+mod login;
 mod main_job;
 mod pooling;
 mod prepared;
 mod relay;
+mod routing;
+mod startup;
 mod state;
 mod tidy;

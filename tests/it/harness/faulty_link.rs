@@ -39,6 +39,8 @@ pub struct FaultyLink {
 #[derive(Clone, Copy)]
 struct Control {
     fault: Fault,
+    /// Where new connections lead.
+    target: SocketAddr,
     /// Connections of an older generation close.
     generation: u64,
 }
@@ -53,8 +55,8 @@ impl FaultyLink {
             }
         };
         let address = listener.local_addr()?;
-        let control = Arc::new(watch::Sender::new(Control { fault: Fault::None, generation: 0 }));
-        let accepting = tokio::spawn(accept(listener, target, Arc::clone(&control)));
+        let control = Arc::new(watch::Sender::new(Control { fault: Fault::None, target, generation: 0 }));
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&control)));
         Ok(FaultyLink { address, control, accepting })
     }
 
@@ -73,6 +75,12 @@ impl FaultyLink {
         }
     }
 
+    /// Closes all present connections; new ones lead elsewhere, as when an address is given to another machine.
+    pub fn redirect(&self, target: SocketAddr) {
+        self.control.send_modify(|control| control.target = target);
+        self.close();
+    }
+
     /// Closes all present connections.
     pub fn close(&self) {
         self.control.send_modify(|control| control.generation += 1);
@@ -86,7 +94,7 @@ impl Drop for FaultyLink {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, control: Arc<watch::Sender<Control>>) {
+async fn accept(listener: TcpListener, control: Arc<watch::Sender<Control>>) {
     let address = listener.local_addr().expect("a bound listener has an address");
     let mut listener = Some(listener);
     let mut changes = control.subscribe();
@@ -100,7 +108,7 @@ async fn accept(listener: TcpListener, target: SocketAddr, control: Arc<watch::S
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             accepted = accept_one(listener.as_ref()) => if let Ok(client) = accepted {
-                tokio::spawn(relay(client, target, control.subscribe()));
+                tokio::spawn(relay(client, control.subscribe()));
             },
         }
     }
@@ -114,8 +122,8 @@ async fn accept_one(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
 }
 
 /// Relays one connection until a side ends it or the link closes it: then both sockets are dropped.
-async fn relay(client: TcpStream, target: SocketAddr, mut changes: watch::Receiver<Control>) {
-    let generation = changes.borrow_and_update().generation;
+async fn relay(client: TcpStream, mut changes: watch::Receiver<Control>) {
+    let Control { target, generation, .. } = *changes.borrow_and_update();
     let passed = Arc::new(AtomicUsize::new(0));
     let traffic = async {
         passable(&mut changes.clone()).await;

@@ -6,6 +6,7 @@ pub const V3_0: u32 = 3 << 16;
 pub const V3_2: u32 = 3 << 16 | 2;
 
 const SSL_REQUEST: u32 = 80_877_103;
+const GSS_REQUEST: u32 = 80_877_104;
 const CANCEL_REQUEST: u32 = 80_877_102;
 
 /// Any message: tag, length, body.
@@ -32,6 +33,10 @@ pub fn startup(protocol: u32, parameters: &[(&str, &str)]) -> Vec<u8> {
 
 pub fn ssl_request() -> Vec<u8> {
     untagged(SSL_REQUEST, &[])
+}
+
+pub fn gss_request() -> Vec<u8> {
+    untagged(GSS_REQUEST, &[])
 }
 
 pub fn cancel_request(process_id: u32, key: &[u8]) -> Vec<u8> {

@@ -5,6 +5,7 @@ pub mod faulty_link;
 pub mod frontend;
 pub mod postgres;
 pub mod proxy;
+pub mod scene;
 pub mod serve;
 pub mod stage;
 pub mod wire;
@@ -21,7 +22,10 @@ macro_rules! eventually {
     (within $timeout:expr, $condition:expr $(, $($message:tt)+)?) => {{
         let timeout: std::time::Duration = $timeout;
         let deadline = tokio::time::Instant::now() + timeout;
-        while !$condition {
+        loop {
+            if $condition {
+                break;
+            }
             if tokio::time::Instant::now() >= deadline {
                 $(eprintln!($($message)+);)?
                 panic!("not within {timeout:?}: {}", stringify!($condition));

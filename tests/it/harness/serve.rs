@@ -79,8 +79,17 @@ impl Served {
 
     /// The most resident memory so far, in bytes (`VmHWM` of proc(5)).
     pub fn peak_memory(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory that is resident now, in bytes (`VmRSS` of proc(5)).
+    pub fn resident_memory(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a Linux kernel");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a Linux kernel");
         let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
         kilobytes * 1024
     }

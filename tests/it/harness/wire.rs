@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -109,6 +109,13 @@ impl Wire {
         Ok(Wire::over(Box::new(stream), None))
     }
 
+    /// From another address of this machine, such as 127.0.0.2.
+    pub async fn tcp_from(local: IpAddr, address: SocketAddr) -> io::Result<Wire> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((local, 0).into())?;
+        Ok(Wire::over(Box::new(socket.connect(address).await?), None))
+    }
+
     pub async fn unix(path: &Path) -> io::Result<Wire> {
         Ok(Wire::over(Box::new(UnixStream::connect(path).await?), None))
     }
@@ -128,7 +135,8 @@ impl Wire {
         Wire::handshake(TcpStream::connect(address).await?, config, sni).await
     }
 
-    async fn handshake(stream: TcpStream, config: Arc<ClientConfig>, sni: &str) -> io::Result<Wire> {
+    /// TLS on a connection that has said what comes before it.
+    pub async fn handshake(stream: TcpStream, config: Arc<ClientConfig>, sni: &str) -> io::Result<Wire> {
         stream.set_nodelay(true)?;
         let name = ServerName::try_from(sni.to_owned()).map_err(io::Error::other)?;
         let stream = TlsConnector::from(config).connect(name, stream).await?;
