@@ -1,5 +1,6 @@
 //! Logs to standard error, as text for people or JSON for collectors.
 
+use std::fs::File;
 use std::io::{IsTerminal, stderr};
 
 use tracing_subscriber::EnvFilter;
@@ -24,6 +25,14 @@ pub enum LogError {
 pub fn init(log: &Log) -> Result<(), LogError> {
     let colours = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     subscriber(log, colours, stderr)?.try_init().map_err(|_| LogError::Twice)
+}
+
+/// Sends them to the end of a file instead, for a command whose terminal belongs to something else.
+///
+/// # Errors
+/// As [`init`].
+pub fn init_in_file(log: &Log, file: File) -> Result<(), LogError> {
+    subscriber(log, false, file)?.try_init().map_err(|_| LogError::Twice)
 }
 
 fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Result<Box<dyn tracing::Subscriber + Send + Sync>, LogError>
