@@ -8,6 +8,7 @@ mod cancel;
 mod client_certificates;
 mod commands;
 mod copy;
+mod demo;
 mod drivers;
 mod encryption;
 mod harness;

@@ -368,7 +368,8 @@ struct Folder {
 
 impl Folder {
     fn create(owner: Option<Owner>, in_memory: bool) -> Result<Folder, PostgresError> {
-        let parent = if in_memory && has_room(MEMORY) { PathBuf::from(MEMORY) } else { Folder::parent() };
+        let parent =
+            if in_memory && has_room(MEMORY) { PathBuf::from(MEMORY) } else { parent_of_socket(FOLDER_PREFIX) };
         Folder::sweep(&parent);
         let dir = tempfile::Builder::new().prefix(FOLDER_PREFIX).tempdir_in(&parent);
         let dir = dir.map_err(PostgresError::io("create a folder in", &parent))?;
@@ -381,13 +382,6 @@ impl Folder {
         fs::set_permissions(dir.path(), private).map_err(PostgresError::io("chmod", dir.path()))?;
         Owner::take(owner, dir.path())?;
         Ok(Folder { dir, _lock: lock })
-    }
-
-    /// The system's temporary folder, or `/tmp` where the socket's path would become too long.
-    fn parent() -> PathBuf {
-        let parent = std::env::temp_dir();
-        let socket = parent.as_os_str().len() + "/XXXXXX/.s.PGSQL.65535".len() + FOLDER_PREFIX.len();
-        if socket <= MAX_SOCKET_PATH { parent } else { PathBuf::from("/tmp") }
     }
 
     fn path(&self) -> &Path {
@@ -413,6 +407,14 @@ impl Folder {
         let text = fs::read_to_string(path.join("data/postmaster.pid")).unwrap_or_default();
         text.lines().next().and_then(|pid| pid.trim().parse().ok()).is_some_and(postmaster::runs)
     }
+}
+
+/// Where to make a folder `<prefix>XXXXXX` that will hold a Unix socket: the system's temporary folder, or `/tmp` where
+/// the socket's path would become too long.
+pub(super) fn parent_of_socket(prefix: &str) -> PathBuf {
+    let parent = std::env::temp_dir();
+    let socket = parent.as_os_str().len() + "/XXXXXX/.s.PGSQL.65535".len() + prefix.len();
+    if socket <= MAX_SOCKET_PATH { parent } else { PathBuf::from("/tmp") }
 }
 
 fn has_room(dir: &str) -> bool {
@@ -447,7 +449,7 @@ mod tests {
 
     #[test]
     fn the_socket_path_fits() {
-        let path = Folder::parent().join(format!("{FOLDER_PREFIX}XXXXXX/.s.PGSQL.65535"));
+        let path = parent_of_socket(FOLDER_PREFIX).join(format!("{FOLDER_PREFIX}XXXXXX/.s.PGSQL.65535"));
         assert!(path.as_os_str().len() <= MAX_SOCKET_PATH);
     }
 

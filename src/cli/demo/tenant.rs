@@ -7,6 +7,9 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::postgres::{Postgres, PostgresError};
 
+/// The bound in every demo tenant's record: few enough that a handful of clients has to share them.
+pub const MAX_BACKENDS: u32 = 5;
+
 #[derive(Debug, thiserror::Error)]
 pub enum OnboardError {
     #[error("tenant {tenant}: {source}")]
@@ -104,7 +107,7 @@ impl Onboarded {
         let string = |text: &str| toml::Value::from(text);
         let role = toml::Table::from_iter([("verifier".to_owned(), string(self.verifier.expose_secret()))]);
         let roles = toml::Table::from_iter([(self.role.clone(), role.into())]);
-        let pool = toml::Table::from_iter([("max_backends".to_owned(), toml::Value::from(5))]);
+        let pool = toml::Table::from_iter([("max_backends".to_owned(), toml::Value::from(MAX_BACKENDS))]);
         toml::Table::from_iter([
             ("instance".to_owned(), string(&self.instance)),
             ("database".to_owned(), string(&self.database)),
