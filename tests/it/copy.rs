@@ -7,9 +7,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::io::AsyncReadExt;
 
 use crate::eventually;
-use crate::harness::frontend::{
-    V3_0, bind, copy_data, copy_done, copy_fail, execute, flush, parse, query, startup, sync,
-};
+use crate::harness::frontend::{V3_0, bind, copy_data, copy_done, copy_fail, execute, flush, parse, query, sync};
 use crate::harness::postgres::{Options, options};
 use crate::harness::proxy::{Proxy, ProxyFiles};
 use crate::harness::stage::{Stage, add_role, client_as, instance};
@@ -116,7 +114,7 @@ async fn copies_that_fail_leave_the_session_and_the_backend_clean() {
     for (rest, sqlstate) in &fails {
         wire.send(&query("COPY t FROM STDIN")).await.unwrap();
         expect_tags(&mut wire, "G").await;
-        assert_eq!(sqlstates(&wire.exchange(&[rest.clone()]).await), [*sqlstate]);
+        assert_eq!(sqlstates(&wire.exchange(std::slice::from_ref(rest)).await), [*sqlstate]);
         assert_eq!(other.value("SELECT count(*) FROM t").await, "0");
         assert_eq!(wire.value("SELECT 1").await, "1");
 
