@@ -2,7 +2,7 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test drivers bench-load bench fmt clean
+.PHONY: help demo test postgres18 drivers bench-load bench fmt clean
 
 help:
 	@echo 'make demo         three tenants on three throwaway PostgreSQL instances; ARGS=--once ends after the proof'
@@ -21,7 +21,14 @@ test: drivers
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	@if cargo nextest --version >/dev/null 2>&1; then set -x; cargo nextest run; else set -x; cargo test; fi
+	@$(MAKE) --no-print-directory postgres18
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+# What depends most on the server's version, once more with PostgreSQL 18 where it could be had.
+postgres18:
+	@if [ -x target/postgres18/bin/postgres ]; then set -x; \
+	PGTENANT_TEST_BIN_DIR=$(CURDIR)/target/postgres18/bin cargo test -q --test it -- relay:: prepared:: copy:: cancel:: state:: startup::; \
+	else echo 'PostgreSQL 18 is not here: its tests are left out'; fi
 
 # What the integration tests run beside the proxy: the driver programs and PostgreSQL 18.
 drivers:

@@ -151,9 +151,9 @@ impl Verifiers {
         let record = tenant.map(Tenant::record);
         let key = (name.to_owned(), role.to_owned());
         let now = Instant::now();
-        if let Some(known) = self.lock().get(&key)
+        let known = self.lock().get(&key).filter(|known| same_record(&known.tenant, &record)).cloned();
+        if let Some(known) = &known
             && now.duration_since(known.at) < self.ttl
-            && same_record(&known.tenant, &record)
         {
             return Ok(known.credential.clone());
         }
@@ -161,7 +161,15 @@ impl Verifiers {
             None => None,
             Some(record) => match self.recorded(record, role)? {
                 Some(credential) => Some(credential),
-                None => self.ask(record, role).await?,
+                None => match (self.ask(record, role).await, known) {
+                    (Ok(credential), _) => credential,
+                    // The instance is down: with the old answer the client learns that, and not of a wrong password.
+                    (Err(error), Some(known)) => {
+                        tracing::warn!(%error, role, "an expired verifier is used");
+                        return Ok(known.credential);
+                    }
+                    (Err(error), None) => return Err(error),
+                },
             },
         };
         let credential = credential.map(Arc::new);

@@ -128,3 +128,17 @@ async fn logins_during_an_outage_are_not_held_against_the_client() {
     scene.postgres.restart().await.unwrap();
     attempt().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_client_known_from_before_an_outage_is_told_of_the_outage() {
+    let scene = Scene::new().await;
+    scene.sql(READERS).await;
+    let files = scene.instance().set("auth.verifier_ttl", "1ms");
+    write_record(&files, &scene.acme, "reader", None);
+    let proxy = Proxy::start(files).await;
+    attempt(&proxy, "acme", password(&scene.acme)).await.unwrap();
+    scene.postgres.stop().await;
+    // The pool's first try meets the end of its idle backend; the parameters that it needs are known by then.
+    let mut client = attempt(&proxy, "acme", password(&scene.acme)).await.expect("a login needs no backend");
+    assert_eq!(client.query("SELECT 1").await.unwrap_err().sqlstate(), "08006");
+}
