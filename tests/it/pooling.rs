@@ -234,8 +234,8 @@ async fn idle_backends_go_and_the_minimum_stays() {
     let census = Census::begin(&stage.postgres, OF_THE_TENANT).await;
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!((census.fewest(), census.most()), (2, 2));
-    // Killed ones are replaced without a client that asks.
-    stage.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'").await;
+    // Killed ones (waited for: a client may be given one that is still dying) are replaced without a client that asks.
+    stage.sql("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = 'app'").await;
     clients[0].query("SELECT 1").await.unwrap();
     clients[1].query("SELECT 1").await.unwrap();
     eventually!(stage.backends().await == 2);
