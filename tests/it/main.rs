@@ -11,6 +11,7 @@ mod copy;
 mod demo;
 mod drivers;
 mod encryption;
+mod failures;
 mod harness;
 mod isolation;
 mod login;
