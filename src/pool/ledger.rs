@@ -354,7 +354,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         }
     }
 
-    /// Closes what was idle or lived too long, restores minimums, and tries again what had to wait. Call it about once
+    /// Closes what was idle or lived too long or is beyond a lowered bound, restores minimums, and tries again what had to wait. Call it about once
     /// a second.
     pub fn reap(&mut self, now: Instant, effects: &mut Effects<B, W, E>) {
         let keys: Vec<usize> = self.pools.keys().copied().collect();
@@ -375,6 +375,10 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             }
             for backend in expired {
                 self.close(key, backend, effects);
+            }
+            while !self.pools[&key].idle.is_empty() && self.over_bound(key) {
+                let longest_idle = self.pool(key).idle.remove(0);
+                self.close(key, longest_idle.backend, effects);
             }
             while self.pools[&key].wants_minimum() && self.may_open(key, now) {
                 self.open(key, effects);
