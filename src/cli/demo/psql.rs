@@ -30,7 +30,7 @@ pub(super) const LINES: [Line; 4] = [
 pub(super) fn invitation(site: &Site) -> String {
     let line = |line: &Line| (format!("psql \"{}\" -c '{QUERY}'", line.conninfo), line.note);
     let mut commands: Vec<(String, &str)> = LINES.iter().map(line).collect();
-    commands.push(("pgbench -S -M prepared -c 40 -T 10 \"service=acme\"".to_owned(), "40 on 5 backends"));
+    commands.push(("pgbench -S -M prepared -c 40 -T 10 \"service=acme\"".to_owned(), "40 clients"));
     let width = commands.iter().map(|(command, _)| command.len()).fold(0, usize::max);
     let mut text = format!("  export PGSERVICEFILE={}\n", site.service_file().display());
     for (command, note) in commands {
