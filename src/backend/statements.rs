@@ -1,7 +1,8 @@
 //! Protocol-level prepared statements that the clients of a pool share.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use sha2::{Digest, Sha256};
 
@@ -15,6 +16,15 @@ pub struct Statement {
     pub rest: Box<[u8]>,
     /// Running it may leave state on the backend.
     pub leaves_state: bool,
+    /// Some backend has taken it.
+    proved: AtomicBool,
+}
+
+impl Statement {
+    /// A backend answered its Parse with ParseComplete.
+    pub fn prove(&self) {
+        self.proved.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The statements that some client of a pool has prepared: one copy of each.
@@ -26,20 +36,35 @@ pub struct Statements {
 impl Statements {
     /// The pool's one copy of this statement.
     pub fn intern(&self, rest: &[u8], leaves_state: impl FnOnce() -> bool) -> Arc<Statement> {
-        let digest = Sha256::digest(rest);
-        let half = digest.first_chunk::<16>().expect("SHA-256 has 32 bytes");
-        let id = StatementId(u128::from_be_bytes(*half));
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = id_of(rest);
+        let mut known = self.lock();
         if let Some(statement) = known.get(&id).and_then(Weak::upgrade) {
             return statement;
         }
         if known.len() == known.capacity() {
             known.retain(|_, statement| statement.strong_count() > 0);
         }
-        let statement = Arc::new(Statement { id, rest: rest.into(), leaves_state: leaves_state() });
+        let statement =
+            Arc::new(Statement { id, rest: rest.into(), leaves_state: leaves_state(), proved: false.into() });
         known.insert(id, Arc::downgrade(&statement));
         statement
     }
+
+    /// The pool's copy of a statement that some client has and some backend has taken.
+    pub fn proved(&self, rest: &[u8]) -> Option<Arc<Statement>> {
+        let statement = self.lock().get(&id_of(rest)).and_then(Weak::upgrade)?;
+        statement.proved.load(Ordering::Relaxed).then_some(statement)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<StatementId, Weak<Statement>, ahash::RandomState>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn id_of(rest: &[u8]) -> StatementId {
+    let digest = Sha256::digest(rest);
+    let half = digest.first_chunk::<16>().expect("SHA-256 has 32 bytes");
+    StatementId(u128::from_be_bytes(*half))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Bytes from client to backend and back: the pure halves, and the loop that joins them to two sockets.
 
+mod alone;
 mod flow;
 mod in_flight;
 mod requests;

@@ -62,7 +62,12 @@ impl Flow {
             }
             (tag::PARSE_COMPLETE, Some(Expected::Parse(note))) => {
                 let statement = match note {
-                    ParseNote::Named(_, id) => Some(Some(*id)),
+                    ParseNote::Named(name, id) => {
+                        if let Some(statement) = self.mine.get(name) {
+                            statement.prove();
+                        }
+                        Some(Some(*id))
+                    }
                     ParseNote::Unnamed => Some(None),
                     ParseNote::Unshared(_) | ParseNote::Taken => None,
                 };

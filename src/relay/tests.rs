@@ -354,6 +354,33 @@ fn an_answer_nobody_asked_for_is_the_backends_fault() {
     }
 }
 
+#[test]
+fn what_the_pool_has_is_prepared_and_closed_without_a_backend() {
+    let shared = Arc::default();
+    let mut first = Line::of_session(1, &shared);
+    let prepare = |name: &str, sql: &str| all(&[(b'P', format!("{name}\0{sql}\0\0\0").as_bytes()), SYNC]);
+    let alone = |line: &mut Line, batch: &[u8]| {
+        let mut replies = Vec::new();
+        assert!([0, batch.len()].contains(&line.flow.answer_alone(batch, &mut replies)));
+        replies
+    };
+    assert_eq!(alone(&mut first, &prepare("a", "SELECT 1")), b"", "nobody knows whether it can be prepared");
+    first.client(&prepare("a", "SELECT 1"));
+    assert_eq!(alone(&mut Line::of_session(2, &shared), &prepare("b", "SELECT 1")), b"", "not answered yet");
+    first.server(&[(b'1', b""), READY]);
+
+    let mut second = Line::of_session(2, &shared);
+    assert_eq!(alone(&mut second, &prepare("b", "SELECT 1")), all(&[(b'1', b""), READY]));
+    assert_eq!(alone(&mut second, &prepare("b", "SELECT 1")), b"", "the name is taken");
+    let close = all(&[(b'C', b"Sb\0"), (b'P', b"c\0SELECT 1\0\0\0"), SYNC]);
+    assert_eq!(alone(&mut second, &close[..close.len() - 1]), b"", "not here whole");
+    assert_eq!(alone(&mut second, &close), all(&[(b'3', b""), (b'1', b""), READY]));
+    assert!(second.flow.mine.get(b"b").is_none() && second.flow.mine.get(b"c").is_some());
+    for other in [all(&[SYNC]), all(&[(b'Q', b"SELECT 1\0")]), all(&[(b'C', b"Pc\0"), SYNC]), prepare("", "SELECT 1")] {
+        assert_eq!(alone(&mut second, &other), b"");
+    }
+}
+
 proptest! {
     /// However the network cuts the bytes up, each side gets the same.
     #[test]

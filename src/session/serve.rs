@@ -97,7 +97,7 @@ impl Serving<'_> {
         if self.session.kept.is_some() {
             return Ok(());
         }
-        let Serving { client, session, context, flow: _, .. } = self;
+        let Serving { client, session, context, flow, .. } = self;
         let max = context.config.load().limits.max_message as usize;
         poll_fn(|cx| {
             loop {
@@ -108,7 +108,10 @@ impl Serving<'_> {
                 }
                 match first_request(client.received(), max) {
                     Err(end) => return Poll::Ready(Err(end)),
-                    Ok(true) => return Poll::Ready(Ok(())),
+                    Ok(true) => match answer_alone(client, flow) {
+                        true => continue,
+                        false => return Poll::Ready(Ok(())),
+                    },
                     Ok(false) => {}
                 }
                 if session.registration.poll_ordered(cx) != Order::GoOn {
@@ -336,6 +339,17 @@ fn first_request(received: &[u8], max: usize) -> Result<bool, End> {
         Ok(Some(header)) => Ok(received.len() >= (HEADER + header.payload).min(WHOLE_REQUEST)),
         Err(fault) => Err(End::ClientFault(fault.into())),
     }
+}
+
+/// Whether what was received begins with a batch that needed no backend; its answers are queued then.
+fn answer_alone(client: &mut Endpoint, flow: &mut Flow) -> bool {
+    let mut replies = Vec::new();
+    let length = flow.answer_alone(client.received(), &mut replies);
+    if length == 0 {
+        return false;
+    }
+    client.queue(&replies);
+    client.take(|_| std::io::Result::Ok(length)).is_ok()
 }
 
 /// Asked while a backend is held: a client that keeps its backend may end between two transactions.
