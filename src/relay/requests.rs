@@ -113,7 +113,7 @@ impl Flow {
     }
 
     /// How much of a message's payload has to be in view before it can be forwarded.
-    fn bytes_needed(&self, header: Header) -> usize {
+    pub fn bytes_needed(&self, header: Header) -> usize {
         match header.tag {
             frontend::PARSE if header.payload <= self.limits.max_prepared_size => header.payload,
             frontend::PARSE | frontend::BIND => NAME_BOUND,

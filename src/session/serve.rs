@@ -20,7 +20,7 @@ use crate::sessions::{Order, WaitOver};
 use crate::wire::tag::frontend;
 use crate::wire::{HEADER, Header, PgError, sqlstate};
 
-/// A request this long need not be here whole before it gets a backend.
+/// A request this long need not be here whole before it gets a backend, unless it has to be looked at whole.
 const WHOLE_REQUEST: usize = 16 * 1024;
 
 /// Why a session ended.
@@ -106,7 +106,7 @@ impl Serving<'_> {
                 {
                     return Poll::Ready(Err(End::ClientGone));
                 }
-                match first_request(client.received(), max) {
+                match first_request(client.received(), max, flow) {
                     Err(end) => return Poll::Ready(Err(end)),
                     Ok(true) => match answer_alone(client, flow) {
                         true => continue,
@@ -204,7 +204,10 @@ impl Serving<'_> {
                 self.leave(checkout).await;
                 Err(End::ClientGone)
             }
-            Err(Broken::ClientFault(fault)) => Err(End::ClientFault(fault)),
+            Err(Broken::ClientFault(fault)) => {
+                self.leave(checkout).await;
+                Err(End::ClientFault(fault))
+            }
             Err(Broken::Backend(error)) => Err(End::BackendLost(error.to_string())),
             Err(Broken::BackendFault(fault)) => Err(End::BackendLost(fault.to_string())),
         }
@@ -332,11 +335,14 @@ fn refusal(error: &CheckoutError) -> PgError {
 }
 
 /// Whether the first request is here as far as it has to be. A client that sends slowly holds no backend meanwhile.
-fn first_request(received: &[u8], max: usize) -> Result<bool, End> {
+fn first_request(received: &[u8], max: usize, flow: &Flow) -> Result<bool, End> {
     match Header::read(received, max) {
         Ok(None) => Ok(false),
         Ok(Some(header)) if header.tag == frontend::TERMINATE => Err(End::Terminated),
-        Ok(Some(header)) => Ok(received.len() >= (HEADER + header.payload).min(WHOLE_REQUEST)),
+        Ok(Some(header)) => {
+            let needed = flow.bytes_needed(header).max(WHOLE_REQUEST);
+            Ok(received.len() >= HEADER + header.payload.min(needed))
+        }
         Err(fault) => Err(End::ClientFault(fault.into())),
     }
 }
