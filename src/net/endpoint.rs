@@ -43,6 +43,11 @@ impl Endpoint {
         &self.received
     }
 
+    /// Bytes that wait for the socket.
+    pub fn unsent(&self) -> usize {
+        self.unsent.len()
+    }
+
     pub fn has_unsent(&self) -> bool {
         self.unflushed || !self.unsent.is_empty()
     }

@@ -121,6 +121,7 @@ pub struct Flow {
     pub(super) batch: Batch,
     /// The backend takes COPY data, and ignores Sync, until the client ends it.
     pub(super) copy_in: bool,
+    pub(super) held_back: bool,
     /// Payload bytes of the client's current message still to be forwarded.
     pub(super) request_rest: usize,
     /// The same of the backend's.
@@ -144,6 +145,7 @@ impl Flow {
             status: TransactionStatus::Idle,
             batch: Batch::Synced,
             copy_in: false,
+            held_back: false,
             request_rest: 0,
             response_rest: 0,
             mine: ClientStatements::default(),

@@ -27,6 +27,9 @@ use crate::metrics::InstanceMetrics;
 use crate::net::Endpoint;
 use crate::wire::ReadFault;
 
+/// Our own answers that wait for a client to take them, in bytes: beyond that we take no more of its requests.
+const MAX_REPLIES: usize = 64 * 1024;
+
 /// Why an exchange came to its end.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -105,18 +108,19 @@ impl<'a> Exchange<'a> {
     }
 
     /// Relays until the backend is free, the session ends, or something breaks. `interrupted` is asked before every wait
-    /// and has to see to it that the task is woken when its answer changes.
+    /// and has to see to it that the task is woken when its answer changes. It may take what was counted so far.
     ///
     /// # Errors
     /// See [`Broken`]; afterwards the backend must be closed unless the flow is at rest.
     pub async fn run(
         &mut self,
-        mut interrupted: impl FnMut(&mut Context<'_>, &Flow) -> bool,
+        mut interrupted: impl FnMut(&mut Context<'_>, &mut Flow, &mut Moved) -> bool,
     ) -> Result<Outcome, Broken> {
         let mut terminated = false;
         let mut begun = false;
         poll_fn(|cx| {
             if !std::mem::replace(&mut begun, true) {
+                self.moved.received += self.client.received().len() as u64;
                 terminated = self.take_received(cx)?;
             }
             loop {
@@ -131,7 +135,7 @@ impl<'a> Exchange<'a> {
                 if !terminated && let Step::Progress = self.requests(cx, &mut terminated)? {
                     continue;
                 }
-                if interrupted(cx, self.flow) {
+                if interrupted(cx, self.flow, &mut self.moved) {
                     return Poll::Ready(Ok(Outcome::Interrupted));
                 }
                 return Poll::Pending;
@@ -202,10 +206,14 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Client to backend, unless the backend is slow to take what it has.
+    /// Client to backend, unless the backend is slow to take what it has, or the client to take its answers.
     fn requests(&mut self, cx: &mut Context<'_>, terminated: &mut bool) -> Result<Step, Broken> {
-        if self.backend.has_unsent() {
+        if self.backend.has_unsent() || self.client.unsent() > MAX_REPLIES || self.flow.is_full() {
             return Ok(Step::Blocked);
+        }
+        if self.flow.has_held_back() {
+            *terminated = self.take_received(cx)?;
+            return Ok(Step::Progress);
         }
         let Exchange { client, backend, state, flow, moved, .. } = self;
         let mut forwarded = Forwarded::default();
@@ -224,10 +232,9 @@ impl<'a> Exchange<'a> {
         Ok(step)
     }
 
-    /// The same for what was read before there was a backend.
+    /// The same for what was read before: when there was no backend yet, or no room.
     fn take_received(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
         let Exchange { client, backend, state, flow, moved, .. } = self;
-        moved.received += client.received().len() as u64;
         let mut forwarded = Forwarded::default();
         let taken: Result<(), Failure<ClientFault>> =
             client.take(|input| forwarded.forward(cx, flow, state, backend, input));

@@ -9,6 +9,10 @@ use crate::wire::{HEADER, Header, cstr, messages};
 
 /// Names are looked for in this many bytes; PostgreSQL cuts them off at 63.
 const NAME_BOUND: usize = 8 * 1024;
+/// Answers that may be due to one client at a time, and bytes made from one read: beyond these it has to wait, or a few
+/// bytes of its would fill our memory.
+const MAX_EXPECTED: usize = 1 << 18;
+const MAX_FORWARDED: usize = 1 << 18;
 /// PostgreSQL's bound for messages that carry names only (PQ_SMALL_MESSAGE_LIMIT).
 const SMALL_MESSAGE: usize = 10_000;
 
@@ -53,12 +57,21 @@ impl Flow {
         replies: &mut Vec<u8>,
     ) -> Result<Taken, ClientFault> {
         let mut at = 0;
+        self.held_back = false;
         loop {
             if self.request_rest > 0 {
                 let length = self.request_rest.min(input.len() - at);
                 splice.pass(at, at + length);
                 at += length;
                 self.request_rest -= length;
+            }
+            if at < input.len() && self.is_full() {
+                // Without a Sync in sight the backend would keep its answers to itself.
+                messages::framed(splice.insert(), frontend::FLUSH, &[]);
+            }
+            if at < input.len() && (self.is_full() || splice.bytes().len() >= MAX_FORWARDED) {
+                self.held_back = true;
+                break;
             }
             let Some(header) = Header::read(&input[at..], self.limits.max_message)? else { break };
             self.check(header)?;
@@ -79,6 +92,16 @@ impl Flow {
             self.answer_known(&mut |tag| messages::framed(replies, tag, &[]));
         }
         Ok(Taken { consumed: at, terminated: false })
+    }
+
+    /// So many answers are due that no more requests are taken.
+    pub fn is_full(&self) -> bool {
+        self.expected.len() >= MAX_EXPECTED
+    }
+
+    /// The last call to [`Flow::requests`] left something that it could have taken, had there been room for it.
+    pub fn has_held_back(&self) -> bool {
+        self.held_back
     }
 
     /// Known types only, and names within PostgreSQL's own bound.

@@ -42,7 +42,12 @@ struct Serving<'a> {
     flow: Flow,
     session: Welcomed,
     context: &'a Context,
-    /// Figures for the log line.
+    total: Total,
+}
+
+/// Figures for the log line.
+#[derive(Default)]
+struct Total {
     queries: u64,
     transactions: u64,
     moved: Moved,
@@ -65,7 +70,7 @@ pub(super) async fn requests(client: Client, session: Welcomed, begun: Instant, 
     session.tenant.stats.clients.fetch_add(1, Ordering::Relaxed);
     let tls = stream.is_tls();
     let client = Endpoint::new(stream, received.to_vec());
-    let mut serving = Serving { client, flow, session, context, queries: 0, transactions: 0, moved: Moved::default() };
+    let mut serving = Serving { client, flow, session, context, total: Total::default() };
     let end = serving.run().await;
     serving.close(&end).await;
     serving.session.tenant.stats.clients.fetch_sub(1, Ordering::Relaxed);
@@ -165,18 +170,26 @@ impl Serving<'_> {
 
     /// One exchange, and what becomes of its backend.
     async fn relay(&mut self, mut checkout: Checkout) -> Result<(), End> {
-        let Serving { client, flow, session, .. } = self;
+        let Serving { client, flow, session, context, total } = self;
         let begun = Instant::now();
         let metrics = session.pool.metrics();
         checkout.busy();
         let mut exchange = Exchange::new(client, &mut checkout, flow, session.mode, metrics);
         let registration = &session.registration;
-        let result = exchange.run(|cx, flow| interrupted(registration.poll_ordered(cx), flow)).await;
+        let result = exchange
+            .run(|cx, flow, moved| {
+                // A session that keeps its backend is one long exchange: it is counted as it goes.
+                if flow.at_rest() {
+                    total.add(flow, std::mem::take(moved), session, context);
+                }
+                interrupted(registration.poll_ordered(cx), flow)
+            })
+            .await;
         let moved = exchange.moved;
         if session.mode != PoolMode::Session {
             metrics.transaction.observe(begun.elapsed().as_secs_f64());
         }
-        self.count(moved);
+        total.add(flow, moved, session, context);
         match result {
             Ok(Outcome::Free) => {
                 self.session.registration.runs_nothing().await;
@@ -237,29 +250,9 @@ impl Serving<'_> {
         }
     }
 
-    fn count(&mut self, moved: Moved) {
-        let figures = self.flow.take_figures();
-        let stats = &self.session.tenant.stats;
-        let add = |counter: &std::sync::atomic::AtomicU64, value: u64| counter.fetch_add(value, Ordering::Relaxed);
-        add(&stats.queries, figures.queries);
-        add(&stats.transactions, figures.transactions);
-        add(&stats.bytes_received, moved.received);
-        add(&stats.bytes_sent, moved.sent);
-        add(&stats.query_micros, moved.busy.as_micros() as u64);
-        for code in &figures.errors {
-            self.count_error(ErrorSource::Backend, code);
-        }
-        self.queries += figures.queries;
-        self.transactions += figures.transactions;
-        self.moved.received += moved.received;
-        self.moved.sent += moved.sent;
-        self.moved.busy += moved.busy;
-    }
-
     /// An error that the client is sent.
     fn count_error(&self, source: ErrorSource, sqlstate: &str) {
-        self.session.tenant.stats.errors.fetch_add(1, Ordering::Relaxed);
-        self.context.metrics.error(source, sqlstate);
+        count_error(&self.session, self.context, source, sqlstate);
     }
 
     /// Last words, where the client can still hear them.
@@ -312,15 +305,42 @@ impl Serving<'_> {
             %client,
             tls,
             seconds = begun.elapsed().as_secs_f64(),
-            queries = self.queries,
-            transactions = self.transactions,
-            received = self.moved.received,
-            sent = self.moved.sent,
-            backend_seconds = self.moved.busy.as_secs_f64(),
+            queries = self.total.queries,
+            transactions = self.total.transactions,
+            received = self.total.moved.received,
+            sent = self.total.moved.sent,
+            backend_seconds = self.total.moved.busy.as_secs_f64(),
             reason,
             "session ended"
         );
     }
+}
+
+impl Total {
+    /// Adds what was counted since the last time, here and for the tenant.
+    fn add(&mut self, flow: &mut Flow, moved: Moved, session: &Welcomed, context: &Context) {
+        let figures = flow.take_figures();
+        let stats = &session.tenant.stats;
+        let add = |counter: &std::sync::atomic::AtomicU64, value: u64| counter.fetch_add(value, Ordering::Relaxed);
+        add(&stats.queries, figures.queries);
+        add(&stats.transactions, figures.transactions);
+        add(&stats.bytes_received, moved.received);
+        add(&stats.bytes_sent, moved.sent);
+        add(&stats.query_micros, moved.busy.as_micros() as u64);
+        for code in &figures.errors {
+            count_error(session, context, ErrorSource::Backend, code);
+        }
+        self.queries += figures.queries;
+        self.transactions += figures.transactions;
+        self.moved.received += moved.received;
+        self.moved.sent += moved.sent;
+        self.moved.busy += moved.busy;
+    }
+}
+
+fn count_error(session: &Welcomed, context: &Context, source: ErrorSource, sqlstate: &str) {
+    session.tenant.stats.errors.fetch_add(1, Ordering::Relaxed);
+    context.metrics.error(source, sqlstate);
 }
 
 /// Why a request gets no backend.
