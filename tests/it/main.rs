@@ -17,6 +17,8 @@ mod harness;
 mod isolation;
 mod login;
 mod main_job;
+mod metrics;
+mod pgbench;
 mod pooling;
 mod prepared;
 mod relay;

@@ -220,6 +220,21 @@ async fn a_thousand_queries_are_written_before_anything_is_read() {
 }
 
 #[tokio::test]
+async fn more_requests_than_may_be_under_way_are_all_answered() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let mut wire = stage.client().await;
+    // A batch without its Sync for long: the backend gives its answers only when it is asked to.
+    let parses = [parse("s", "SELECT 1"), close_statement("s")].concat().repeat(140_000);
+    wire.send(&[parses, sync()].concat()).await.unwrap();
+    for _ in 0..140_000 {
+        assert_eq!(wire.read().await.unwrap().tag, b'1');
+        assert_eq!(wire.read().await.unwrap().tag, b'3');
+    }
+    assert_eq!(wire.read().await.unwrap().status(), 'I');
+    assert_eq!(stage.client().await.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
 async fn an_error_skips_the_rest_of_its_batch_and_nothing_else() {
     let stage = Stage::new(&[]).await;
     let mut wire = stage.client().await;
@@ -392,6 +407,28 @@ async fn a_slow_backend_holds_its_client_back() {
     drop(holder);
     drop(wire);
     eventually!(crate::harness::stage::backends(&postgres, &tenant).await == 0);
+}
+
+#[tokio::test]
+async fn a_client_that_only_asks_does_not_fill_our_memory() {
+    let (postgres, tenant) = instance(postgres::options()).await;
+    let files = ProxyFiles::new().instance("one", &postgres).tenant_with(&tenant, &[("pool.max_backends", 1.into())]);
+    let served = Served::start(files).await;
+    let known = [parse("s", "SELECT 1"), close_statement("s")].concat();
+    let floods = [sync(), describe_portal(""), close_portal(""), [parse("", ""), sync()].concat(), known, query("")];
+    for flood in floods {
+        let mut wire = client(served.address, &tenant).await;
+        let before = served.peak_memory();
+        let many = flood.repeat(100_000);
+        let mut sent = 0_u64;
+        while sent < 16 * MIB && tokio::time::timeout(Duration::from_millis(500), wire.send(&many)).await.is_ok() {
+            sent += many.len() as u64;
+        }
+        let grown = served.peak_memory() - before;
+        assert!(grown < 32 * MIB, "{} MiB more than before, for {} MiB sent", grown / MIB, sent / MIB);
+        drop(wire);
+        assert_eq!(client(served.address, &tenant).await.value("SELECT 1").await, "1");
+    }
 }
 
 #[tokio::test]
