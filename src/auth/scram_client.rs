@@ -10,15 +10,14 @@ use super::scram::{
 
 /// With what a backend logs in.
 pub enum ClientSecret {
-    /// A password; `cached` keys of an earlier login save the PBKDF2 as long as the instance's salt stays the same.
-    Password { password: Zeroizing<Vec<u8>>, cached: Option<ScramKeys> },
+    Password(Zeroizing<Vec<u8>>),
     /// The keys of a client's own login: they fit only an instance that has the same verifier.
     Keys(ScramKeys),
 }
 
 impl ClientSecret {
     pub fn password(password: impl AsRef<[u8]>) -> Self {
-        Self::Password { password: Zeroizing::new(password.as_ref().to_vec()), cached: None }
+        Self::Password(Zeroizing::new(password.as_ref().to_vec()))
     }
 }
 
@@ -131,12 +130,10 @@ impl ScramClient {
 
 impl ClientSecret {
     fn into_keys(self, salt: &[u8], iterations: u32) -> Result<ScramKeys, ScramClientError> {
-        let fit = |keys: &ScramKeys| keys.salt == salt && keys.iterations == iterations;
         match self {
-            Self::Keys(keys) if fit(&keys) => Ok(keys),
+            Self::Keys(keys) if keys.salt == salt && keys.iterations == iterations => Ok(keys),
             Self::Keys(_) => Err(ScramClientError::OtherVerifier),
-            Self::Password { cached: Some(keys), .. } if fit(&keys) => Ok(keys),
-            Self::Password { password, .. } => Ok(ScramKeys::derive(&password, salt, iterations)),
+            Self::Password(password) => Ok(ScramKeys::derive(&password, salt, iterations)),
         }
     }
 }

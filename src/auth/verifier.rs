@@ -84,7 +84,7 @@ impl Mock {
     }
 }
 
-/// The server's half of a SCRAM password; `Display` writes PostgreSQL's text form.
+/// The server's half of a SCRAM password.
 #[derive(Clone)]
 pub struct ScramVerifier {
     pub(super) iterations: u32,
@@ -157,7 +157,8 @@ impl ScramVerifier {
 
     /// PostgreSQL's text form, to be stored as a secret.
     pub fn to_text(&self) -> Zeroizing<String> {
-        Zeroizing::new(self.to_string())
+        let [salt, stored, server] = [&self.salt[..], &self.stored_key, &*self.server_key].map(encode);
+        Zeroizing::new(format!("SCRAM-SHA-256${}:{salt}${stored}:{server}", self.iterations))
     }
 }
 
@@ -169,13 +170,6 @@ impl PartialEq for ScramVerifier {
 }
 
 impl Eq for ScramVerifier {}
-
-impl fmt::Display for ScramVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [salt, stored, server] = [&self.salt[..], &self.stored_key, &*self.server_key].map(encode);
-        write!(f, "SCRAM-SHA-256${}:{salt}${stored}:{server}", self.iterations)
-    }
-}
 
 impl fmt::Debug for ScramVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -199,7 +193,7 @@ mod tests {
         {
             let verifier = Verifier::parse(text).unwrap();
             let Verifier::Scram(scram) = &verifier else { panic!("{verifier:?}") };
-            assert_eq!(scram.to_string(), text);
+            assert_eq!(*scram.to_text(), text);
             assert_eq!(scram.iterations(), 4096);
             let Some(Proven::Scram(keys)) = verifier.check_password("any", password.as_bytes()) else {
                 panic!("{password} is right")

@@ -17,7 +17,7 @@ const AT_A_TIME: usize = 16;
 pub fn run(source: &Source) -> anyhow::Result<()> {
     let loaded = reload::load(source).map_err(|error| anyhow::anyhow!("the configuration cannot be used\n{error}"))?;
     let config = loaded.config;
-    println!("ok    configuration: {} instances, {} tenants", config.instances.len(), config.tenants.len());
+    println!("ok    configuration: instances {}, tenants {}", config.instances.len(), config.tenants.len());
     if let Some(tls) = &loaded.tls {
         for certificate in tls.certificates().all() {
             println!("ok    certificate {}: until {}", certificate.name, certificate.facts.not_after.date());

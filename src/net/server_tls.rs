@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
@@ -36,12 +35,8 @@ pub enum ServerTlsError {
     Library(#[from] rustls::Error),
 }
 
-/// What the listener needs for every client's handshake.
+/// What every client's handshake needs. A reload makes another one.
 pub struct ServerTls {
-    snapshot: ArcSwap<Snapshot>,
-}
-
-struct Snapshot {
     certificates: Arc<Certificates>,
     shared: Arc<ServerConfig>,
     by_tenant: HashMap<String, OfTenant>,
@@ -55,59 +50,46 @@ struct OfTenant {
 
 /// For one handshake: the configuration, and the certificate that it will show to this client.
 ///
-/// Both come from the same snapshot, so the certificate's channel-binding data is right even when a reload happens in
-/// the middle of the handshake.
+/// Both come from the same reading of the files, so the certificate's channel-binding data is right even when a reload
+/// happens in the middle of the handshake.
 pub struct Choice {
     pub config: Arc<ServerConfig>,
     pub certificate: Arc<Certificate>,
 }
 
 impl ServerTls {
-    /// Reads the certificates and the tenants' client CAs. One file that cannot be used fails it all.
-    pub fn load(tls: &config::Tls, tenants: &BTreeMap<String, Arc<config::Tenant>>) -> Result<Self, ServerTlsError> {
-        Ok(Self { snapshot: ArcSwap::from_pointee(Snapshot::load(tls, tenants)?) })
-    }
-
-    /// Reads everything again. On an error the set that was there stays in use; sessions never notice.
-    pub fn reload(
-        &self,
-        tls: &config::Tls,
-        tenants: &BTreeMap<String, Arc<config::Tenant>>,
-    ) -> Result<(), ServerTlsError> {
-        self.snapshot.store(Arc::new(Snapshot::load(tls, tenants)?));
-        Ok(())
-    }
-
     /// For a client that asks for `server_name` (SNI) and, as far as that name tells, belongs to `tenant`.
     ///
     /// A tenant without `client_ca` and a tenant that only later hints name get the shared configuration, which asks
     /// for a client certificate where any tenant has a `client_ca`, and requires none: where one is required, the login
     /// must be refused then.
     pub fn choose(&self, server_name: Option<&str>, tenant: Option<&str>) -> Choice {
-        let snapshot = self.snapshot.load();
-        let own = tenant.and_then(|tenant| snapshot.by_tenant.get(tenant));
+        let own = tenant.and_then(|tenant| self.by_tenant.get(tenant));
         Choice {
-            config: own.map_or(&snapshot.shared, |own| &own.config).clone(),
-            certificate: snapshot.certificates.choose(server_name).clone(),
+            config: own.map_or(&self.shared, |own| &own.config).clone(),
+            certificate: self.certificates.choose(server_name).clone(),
         }
     }
 
     /// The tenants whose CA vouches for a client's chain, which begins with the client's own certificate.
     pub fn tenants_of(&self, chain: &[CertificateDer<'_>]) -> Vec<String> {
         let Some((own, intermediates)) = chain.split_first() else { return Vec::new() };
-        let snapshot = self.snapshot.load();
         let vouches = |of: &OfTenant| of.verifier.verify_client_cert(own, intermediates, UnixTime::now()).is_ok();
-        snapshot.by_tenant.iter().filter(|(_, of)| vouches(of)).map(|(tenant, _)| tenant.clone()).collect()
+        self.by_tenant.iter().filter(|(_, of)| vouches(of)).map(|(tenant, _)| tenant.clone()).collect()
     }
 
     /// The certificates in use, for the metric of their expiry.
     pub fn certificates(&self) -> Arc<Certificates> {
-        self.snapshot.load().certificates.clone()
+        self.certificates.clone()
     }
 }
 
-impl Snapshot {
-    fn load(tls: &config::Tls, tenants: &BTreeMap<String, Arc<config::Tenant>>) -> Result<Self, ServerTlsError> {
+impl ServerTls {
+    /// Reads the certificates and the tenants' client CAs. One file that cannot be used fails it all.
+    ///
+    /// # Errors
+    /// What is wrong, with the file.
+    pub fn load(tls: &config::Tls, tenants: &BTreeMap<String, Arc<config::Tenant>>) -> Result<Self, ServerTlsError> {
         let folder = tls.certificates.as_deref().ok_or(ServerTlsError::NoFolder)?;
         let provider = crypto_provider();
         let certificates = Arc::new(Certificates::load(folder, tls.default_certificate.as_deref(), &provider)?);

@@ -35,7 +35,13 @@ pub async fn hello(mut socket: Socket, context: &Context) -> Result<Option<Hello
         Ok(Some(Agreed::Tls { direct })) => {
             let start = LazyConfigAcceptor::new(Default::default(), socket).await.map_err(|error| {
                 context.metrics.tls_handshake(Outcome::Failed, TlsVersion::None);
-                Rejection::silent_violation(ProtocolViolation::BytesBeforeTls, format!("no TLS ClientHello: {error}"))
+                match error.kind() {
+                    std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset => Rejection::gone(&error),
+                    _ => Rejection::silent_violation(
+                        ProtocolViolation::BytesBeforeTls,
+                        format!("no TLS ClientHello: {error}"),
+                    ),
+                }
             })?;
             Ok(Some(Hello::Tls { accepted: Box::new(start.accepted), socket: start.io, direct }))
         }

@@ -93,7 +93,7 @@ async fn check_reaches_every_instance_and_logs_in_where_it_can() {
     };
     let (status, printed, _) = check(&files).await;
     assert_eq!(status, Some(0), "{printed}");
-    assert!(printed.contains("ok    configuration: 1 instances, 1 tenants"), "{printed}");
+    assert!(printed.contains("ok    configuration: instances 1, tenants 1"), "{printed}");
     assert!(printed.contains(&format!("ok    instance one: {} reached in ", scene.postgres.address())), "{printed}");
     assert!(
         printed.contains("ok    tenant acme: auth_query answers, role reader logged in to acme on one"),

@@ -74,16 +74,6 @@ fn wrong_password_and_foreign_channel_are_refused() {
 }
 
 #[test]
-fn cached_keys_serve_until_the_salt_changes() {
-    let secret = |cached| ClientSecret::Password { password: Zeroizing::new(b"secret".to_vec()), cached: Some(cached) };
-    let (verifier, keys) = ScramVerifier::generate("secret");
-    login(secret(keys.clone()), verifier, [None, None]).unwrap();
-    let (renewed, _) = ScramVerifier::generate("secret");
-    let proven = login(secret(keys), renewed.clone(), [None, None]).unwrap();
-    assert_eq!(proven.verifier(), renewed);
-}
-
-#[test]
 fn keys_of_another_verifier_are_named_as_such() {
     for keys in [ScramVerifier::generate("pencil").1, ScramKeys { iterations: 4097, ..pencil().1 }] {
         let error = client(ClientSecret::Keys(keys)).server_first(SERVER_FIRST.as_bytes()).map(|_| ()).unwrap_err();
@@ -137,7 +127,7 @@ proptest! {
     #[test]
     fn every_password_logs_in(password in "\\PC{0,20}", salt in prop::collection::vec(any::<u8>(), 0..40), iterations in 1u32..5) {
         let (verifier, keys) = ScramVerifier::from_password(&password, &salt, iterations);
-        prop_assert_eq!(ScramVerifier::parse(&verifier.to_string()).unwrap(), verifier.clone());
+        prop_assert_eq!(ScramVerifier::parse(&verifier.to_text()).unwrap(), verifier.clone());
         prop_assert!(verifier.check_password(password.as_bytes()).is_some());
         prop_assert!(login(ClientSecret::password(&password), verifier.clone(), [None, None]).is_ok());
         prop_assert!(login(ClientSecret::Keys(keys), verifier, [None, None]).is_ok());

@@ -196,27 +196,6 @@ async fn client_certificates_by_tenant() {
     }
 }
 
-#[tokio::test]
-async fn reload_is_all_or_nothing() {
-    let (folder, authority) = setup();
-    let server = ServerTls::load(&tls(&folder), &BTreeMap::new()).unwrap();
-    let connect = || handshake(&server, Client::new(&authority), "acme.db.example.com", None);
-    let before = connect().await.unwrap().shown;
-
-    authority.write(folder.path(), "acme", "x", &["acme.db.example.com"]);
-    fs::write(folder.path().join("wild.key"), "").unwrap();
-    let error = server.reload(&tls(&folder), &BTreeMap::new()).unwrap_err().to_string();
-    assert!(error.contains("wild.key: not a PEM file of a private key"), "{error}");
-    assert_eq!(connect().await.unwrap().shown, before);
-
-    authority.write(folder.path(), "wild", "x", &["*.db.example.com"]);
-    server.reload(&tls(&folder), &BTreeMap::new()).unwrap();
-    let after = connect().await.unwrap();
-    assert_ne!(after.shown, before);
-    assert_eq!(after.binding, Some(after.shown));
-    assert_eq!(server.certificates().all().len(), 2);
-}
-
 #[test]
 fn errors_name_tenant_and_file() {
     let (folder, _) = setup();
