@@ -23,6 +23,9 @@ use crate::wire::{HEADER, Header, PgError, sqlstate};
 /// A request this long need not be here whole before it gets a backend, unless it has to be looked at whole.
 const WHOLE_REQUEST: usize = 16 * 1024;
 
+/// With so many bytes of answers to take, a client gets no further ones.
+const MAX_UNSENT: usize = 64 * 1024;
+
 /// Why a session ended.
 #[derive(Debug)]
 enum End {
@@ -111,16 +114,20 @@ impl Serving<'_> {
                 {
                     return Poll::Ready(Err(End::ClientGone));
                 }
+                let takes_its_answers = client.unsent() <= MAX_UNSENT;
                 match first_request(client.received(), max, flow) {
                     Err(end) => return Poll::Ready(Err(end)),
-                    Ok(true) => match answer_alone(client, flow) {
+                    Ok(true) if takes_its_answers => match answer_alone(client, flow) {
                         true => continue,
                         false => return Poll::Ready(Ok(())),
                     },
-                    Ok(false) => {}
+                    Ok(_) => {}
                 }
                 if session.registration.poll_ordered(cx) != Order::GoOn {
                     return Poll::Ready(Err(End::Told(farewell(session))));
+                }
+                if !takes_its_answers {
+                    return Poll::Pending;
                 }
                 match ready!(client.poll_fill(cx)) {
                     Ok(0) | Err(_) => return Poll::Ready(Err(End::ClientGone)),
