@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use pgtenant::cli::demo::certificates::DevCa;
 use secrecy::ExposeSecret;
 use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 
 use crate::eventually;
+use crate::harness::certs;
 use crate::harness::frontend::{self, V3_0, V3_2, bind, execute, parse, query, sync};
 use crate::harness::stage::Stage;
 use crate::harness::wire::{Wire, cancel, sqlstates, tags};
@@ -165,6 +167,27 @@ async fn protocol_3_2_has_longer_keys() {
     cancel(stage.proxy.address(), &(pid, secret)).await.unwrap();
     assert_eq!(sqlstates(&new.read_until_ready().await.unwrap()), ["57014"]);
     assert_eq!(new.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn cancels_come_over_tls_as_well() {
+    let ca = DevCa::new().unwrap();
+    let stage = Stage::with(|files| files.certificate(&ca, &["db.localhost"]), &[]).await;
+    let tls = || Wire::tls(stage.proxy.address(), Arc::new(certs::client(&ca)), "db.localhost");
+    let mut wire = tls().await.unwrap();
+    wire.login("app.acme", "app", stage.tenant.password.expose_secret()).await.unwrap();
+    let (pid, secret) = wire.key.clone().unwrap();
+    wire.send(&query(SLEEP)).await.unwrap();
+    sleeping(&stage, "1").await;
+    let mut canceller = tls().await.unwrap();
+    canceller.send(&frontend::cancel_request(pid, &secret)).await.unwrap();
+    assert!(canceller.is_closed().await);
+    assert_eq!(sqlstates(&wire.read_until_ready().await.unwrap()), ["57014"]);
+    // And in the clear, as libpq before version 17 sends them whatever the session does.
+    wire.send(&query(SLEEP)).await.unwrap();
+    sleeping(&stage, "1").await;
+    cancel(stage.proxy.address(), &(pid, secret)).await.unwrap();
+    assert_eq!(sqlstates(&wire.read_until_ready().await.unwrap()), ["57014"]);
 }
 
 /// Clients on one backend cancel their own queries at random moments, mostly when they are over. Whoever never cancels

@@ -28,11 +28,8 @@ async fn run(protocol: &str, script: &[&str]) {
     let filled = pgbench(&stage).args(["-i", "-s", "1", "-q", "app"]).output().await.unwrap();
     assert!(filled.status.success(), "{}", text(&filled));
     let census = Census::begin(&stage.postgres, "usename = 'app'").await;
-    // It prepares one client's statements at a time in each thread: with fewer threads, the one that waits for a backend
-    // would keep those waiting that hold one.
-    let threads = if protocol == "prepared" { CLIENTS } else { "2" };
     let mut command = pgbench(&stage);
-    command.args(["-n", "-c", CLIENTS, "-j", threads, "-T", SECONDS, "-M", protocol]).args(script).arg("app");
+    command.args(["-n", "-c", CLIENTS, "-j", "2", "-T", SECONDS, "-M", protocol]).args(script).arg("app");
     let output = command.output().await.unwrap();
     let report = text(&output);
     assert!(output.status.success(), "{report}");

@@ -139,10 +139,8 @@ async fn an_idle_backend_gives_way_to_another_role_at_the_bound() {
     for client in [&mut one, &mut two] {
         client.query("COMMIT").await.unwrap();
     }
-    assert_eq!(
-        proxy.metric("pgtenant_tenant_backends{tenant=\"acme\",instance_name=\"one\",state=\"idle\"").await,
-        2.0
-    );
+    let idle = "pgtenant_tenant_backends{tenant=\"acme\",instance_name=\"one\",state=\"idle\"";
+    eventually!(proxy.metric(idle).await == 2.0);
     let begin = Instant::now();
     let mut batch = client_as(proxy.address(), &tenant, "batch").await;
     assert_eq!(batch.value("SELECT current_user").await, "batch");
