@@ -9,7 +9,8 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use pgtenant::auth::{ClientSecret, ScramClient, ScramServer, ScramVerifier};
 use pgtenant::backend::{BackendState, Statements};
 use pgtenant::pool::ledger::{Bound, Checkout, Effect, Ledger, PoolSettings};
-use pgtenant::relay::{Flow, FlowLimits, Splice, scan};
+use pgtenant::relay::{Flow, FlowLimits, SessionState, Splice};
+use pgtenant::sql;
 use pgtenant::wire::messages::framed;
 use pgtenant::wire::{Opening, messages};
 
@@ -68,7 +69,7 @@ impl Line {
             max_prepared_per_backend: 200,
             max_prepared_size: 1 << 20,
         };
-        let flow = Flow::new(1, limits, Arc::<Statements>::default());
+        let flow = Flow::new(1, limits, false, SessionState::default(), Arc::<Statements>::default());
         Line { flow, backend: BackendState::default(), replies: Vec::new() }
     }
 
@@ -116,14 +117,14 @@ fn relay(c: &mut Criterion) {
 }
 
 fn scan_of_statements(c: &mut Criterion) {
-    let mut group = c.benchmark_group("leaves_state");
+    let mut group = c.benchmark_group("look");
     let short = b"SELECT abalance FROM pgbench_accounts WHERE aid = 4711;".to_vec();
     let long = b"SELECT o.id, o.created_at, c.name FROM orders o JOIN customers c ON c.id = o.customer_id \
         WHERE o.tenant_id = $1 AND o.state = ANY ($2) ORDER BY o.created_at DESC LIMIT 50; "
         .repeat(6);
     for (name, sql) in [("short", short), ("1 KiB", long)] {
         group.throughput(Throughput::Bytes(sql.len() as u64));
-        group.bench_function(name, |b| b.iter(|| scan::leaves_state(black_box(&sql))));
+        group.bench_function(name, |b| b.iter(|| sql::look(black_box(&sql), true)));
     }
     group.finish();
 }

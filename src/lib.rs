@@ -10,8 +10,9 @@
 //!                                        verifiers)                            relay
 //! ```
 
-// What goes over the wire, without I/O.
+// What goes over the wire, and what is written in it, without I/O.
 pub mod wire;
+pub mod sql;
 
 // Shared handles: figures, the signal to finish, the threads.
 pub mod metrics;

@@ -56,6 +56,8 @@ struct Cancel {
     target: Target,
     /// Requests on their way to the instance.
     in_flight: u32,
+    /// Somebody cancelled while we waited.
+    missed: bool,
 }
 
 /// What a cancel request would hit.
@@ -155,9 +157,9 @@ pub struct Registration {
 }
 
 impl std::ops::Deref for Registration {
-    type Target = Session;
+    type Target = Arc<Session>;
 
-    fn deref(&self) -> &Session {
+    fn deref(&self) -> &Arc<Session> {
         &self.session
     }
 }
@@ -197,6 +199,7 @@ impl Session {
             Target::Nothing => None,
             Target::Waiting => {
                 cancel.target = Target::Nothing;
+                cancel.missed = true;
                 self.cancelled.notify_waiters();
                 Some(UnderWay::Waiter)
             }
@@ -210,7 +213,9 @@ impl Session {
 
     /// From now on a cancel request ends the wait for a backend: [`Session::wait_is_over`] returns.
     pub fn waits(&self) {
-        self.cancel().target = Target::Waiting;
+        let mut cancel = self.cancel();
+        cancel.target = Target::Waiting;
+        cancel.missed = false;
     }
 
     /// Returns when the wait was cancelled, or the session told to end.
@@ -229,9 +234,17 @@ impl Session {
         }
     }
 
-    /// From now on a cancel request goes to this backend.
-    pub fn runs_on(&self, key: &Arc<CancelKey>) {
-        self.cancel().target = Target::Backend(key.clone());
+    /// From now on a cancel request goes to this backend; so does one that came when the wait was just over.
+    pub fn runs_on(self: &Arc<Self>, key: &Arc<CancelKey>) {
+        let missed = {
+            let mut cancel = self.cancel();
+            let missed = std::mem::take(&mut cancel.missed);
+            cancel.target = Target::Backend(key.clone());
+            missed
+        };
+        if missed && let Some(UnderWay::Backend(flight)) = self.begin_cancel() {
+            tokio::spawn(async move { flight.key.send().await });
+        }
     }
 
     /// From now on a cancel request hits nothing; returns when those under way have arrived, so that none of them can
@@ -243,6 +256,7 @@ impl Session {
             {
                 let mut cancel = self.cancel();
                 cancel.target = Target::Nothing;
+                cancel.missed = false;
                 if cancel.in_flight == 0 {
                     return;
                 }
@@ -250,6 +264,11 @@ impl Session {
             }
             settled.await;
         }
+    }
+
+    /// The session tells itself to end when no transaction is open.
+    pub fn finish(&self) {
+        self.order.fetch_max(Order::Finish as u8, Ordering::AcqRel);
     }
 
     pub fn ordered(&self) -> Order {

@@ -1,6 +1,5 @@
 //! From an address to a backend that has proved what it is. The caller's list of steps is [`connect`].
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use crate::net::instance_tls::channel_binding;
 use crate::net::stream::{MessageStream, ReadError, Stream};
 use crate::net::{Endpoint, Place, dial};
 use crate::wire::tag::backend as tag;
-use crate::wire::{PgError, ReadFault, cstr, messages};
+use crate::wire::{PgError, ReadFault, messages};
 
 /// Messages of a login are short; an error may carry some text.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -200,19 +199,12 @@ async fn scram(stream: &mut MessageStream, mechanisms: &[u8], target: &Target) -
 
 /// Reads on to the first ReadyForQuery.
 async fn greeting(mut stream: MessageStream, target: &Target) -> Result<Backend, ConnectError> {
-    let mut parameters = BTreeMap::new();
+    let mut state = BackendState::default();
     let mut key = None;
     loop {
         let (tag, payload) = stream.read(MAX_MESSAGE).await.map_err(|error| target.read(error))?;
         match tag {
-            tag::PARAMETER_STATUS => {
-                if let Some((name, rest)) = cstr(&payload)
-                    && let Some((value, _)) = cstr(rest)
-                {
-                    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-                    parameters.insert(text(name), text(value));
-                }
-            }
+            tag::PARAMETER_STATUS => state.reported(&payload),
             tag::BACKEND_KEY_DATA if payload.len() >= 8 => {
                 let (pid, secret) = payload.split_first_chunk::<4>().expect("eight bytes or more");
                 key = Some(CancelKey::new(target.place.clone(), i32::from_be_bytes(*pid), secret.to_vec()));
@@ -226,10 +218,10 @@ async fn greeting(mut stream: MessageStream, target: &Target) -> Result<Backend,
     let (stream, received) = stream.into_parts();
     Ok(Backend {
         endpoint: Endpoint::new(stream, received.to_vec()),
-        state: BackendState::default(),
+        state,
         cancel: Arc::new(key.unwrap_or_else(|| CancelKey::new(target.place.clone(), 0, Vec::new()))),
-        parameters,
-        settings: target.walsender.as_ref().map(|(_, settings)| settings.clone()).unwrap_or_default(),
+        in_force: target.walsender.as_ref().map(|(_, settings)| settings.clone()).unwrap_or_default(),
+        baseline: Settings::default(),
         last_session: 0,
     })
 }
@@ -238,10 +230,13 @@ async fn greeting(mut stream: MessageStream, target: &Target) -> Result<Backend,
 async fn identify(mut backend: Backend, target: &Target) -> Result<Backend, ConnectError> {
     let walsender = target.walsender.is_some();
     let sql = match walsender {
-        false => "SELECT system_identifier, current_database() FROM pg_catalog.pg_control_system()",
+        false => {
+            "SELECT system_identifier, pg_catalog.current_database(), pg_catalog.current_setting('role'), session_user \
+             FROM pg_catalog.pg_control_system()"
+        }
         true => "IDENTIFY_SYSTEM",
     };
-    let row = backend.row(sql).await.map_err(|error| match error {
+    let rows = backend.rows(sql).await.map_err(|error| match error {
         super::CommandError::Refused(error) => ConnectError::Refused {
             instance: target.instance(),
             role: target.role.clone(),
@@ -251,7 +246,14 @@ async fn identify(mut backend: Backend, target: &Target) -> Result<Backend, Conn
         super::CommandError::Io(source) => target.io(source),
         _ => target.login("does not answer the question for its identity"),
     })?;
+    let row = rows.into_iter().next().unwrap_or_default();
     let database = row.get(if walsender { 3 } else { 1 }).cloned().flatten();
+    if let [_, _, Some(role), Some(user)] = &row[..]
+        && !walsender
+    {
+        backend.baseline.set("role", role);
+        backend.baseline.set("session_authorization", user);
+    }
     let found = row.first().cloned().flatten().and_then(|text| text.parse::<u64>().ok());
     let Some(found) = found else { return Err(target.login("does not tell its system_identifier")) };
     let expected = *target.place.identity.get_or_init(|| found);

@@ -1,13 +1,13 @@
 //! One connection to PostgreSQL: connect, log in, prove the identity, reset, cancel, close.
 
 mod cancel;
+mod census;
 mod connect;
 mod error;
 mod settings;
 mod state;
 mod statements;
 
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -17,15 +17,16 @@ use std::time::Duration;
 use bytes::BytesMut;
 
 pub use cancel::CancelKey;
+pub use census::{Census, Doubt, Pins};
 pub use connect::{Login, Target, connect};
 pub use error::ConnectError;
-pub use settings::Settings;
-pub use state::{BackendState, Prepared, StatementId, UnnamedOwner};
+pub use settings::{Change, Settings, set_config};
+pub use state::{BackendState, Parameters, Prepared, StatementId, UnnamedOwner};
 pub use statements::{Statement, Statements};
 
 use crate::net::Endpoint;
 use crate::wire::tag::backend as tag;
-use crate::wire::{HEADER, Header, PgError, cstr, messages};
+use crate::wire::{HEADER, Header, PgError, messages};
 
 /// How long a backend may take to answer our own few commands, and to end when told to.
 const OWN_COMMAND: Duration = Duration::from_secs(10);
@@ -39,10 +40,10 @@ pub struct Backend {
     pub endpoint: Endpoint,
     pub state: BackendState,
     pub cancel: Arc<CancelKey>,
-    /// What ParameterStatus has reported so far.
-    pub parameters: BTreeMap<String, String>,
     /// The session parameters in force, beyond those of the login.
-    settings: Arc<Settings>,
+    pub in_force: Arc<Settings>,
+    /// Who the session is after the login: `role` and `session_authorization`.
+    baseline: Settings,
     /// The session that used it last.
     last_session: u32,
 }
@@ -61,30 +62,38 @@ pub enum CommandError {
 }
 
 impl Backend {
-    /// Makes it serve `session`: what another client left is discarded, then the session's parameters are set. Costs
+    /// Makes it fit to serve `session`: what another client left, and nobody can put right one by one, is discarded. Costs
     /// nothing when there is nothing to do.
     ///
     /// # Errors
-    /// The backend is gone, or it refuses a parameter's value: then nothing was changed, and it can be released.
-    pub async fn adopt(
-        &mut self,
-        session: u32,
-        settings: &Arc<Settings>,
-        always_reset: bool,
-    ) -> Result<(), CommandError> {
+    /// The backend is gone.
+    pub async fn serve(&mut self, session: u32, always_reset: bool) -> Result<(), CommandError> {
         if self.last_session != session {
             if self.state.dirty || always_reset {
                 self.reset().await?;
             }
             self.last_session = session;
         }
-        if Arc::ptr_eq(&self.settings, settings) {
-            return Ok(());
+        Ok(())
+    }
+
+    /// What has to be run before these settings are in force.
+    pub fn change_to(&self, wanted: &Arc<Settings>) -> Option<Change> {
+        if Arc::ptr_eq(&self.in_force, wanted) {
+            return None;
         }
-        if let Some(sql) = self.settings.change_to(settings) {
-            self.command(&sql).await?;
+        self.in_force.change_to(wanted)
+    }
+
+    /// Puts settings in force.
+    ///
+    /// # Errors
+    /// The backend is gone, or it refuses a parameter's value: then nothing was changed, and it can be released.
+    pub async fn adopt(&mut self, wanted: &Arc<Settings>) -> Result<(), CommandError> {
+        if let Some(change) = self.change_to(wanted) {
+            self.command(&change.sql).await?;
         }
-        self.settings = settings.clone();
+        self.in_force = wanted.clone();
         Ok(())
     }
 
@@ -92,7 +101,7 @@ impl Backend {
     pub async fn reset(&mut self) -> Result<(), CommandError> {
         self.command("DISCARD ALL").await?;
         self.state.discarded();
-        self.settings = Arc::default();
+        self.in_force = Arc::default();
         Ok(())
     }
 
@@ -103,25 +112,25 @@ impl Backend {
 
     /// Runs a command of ours, outside of any exchange.
     async fn command(&mut self, sql: &str) -> Result<(), CommandError> {
-        self.row(sql).await.map(drop)
+        self.rows(sql).await.map(drop)
     }
 
-    /// The same; gives the columns of the last row, as text.
-    async fn row(&mut self, sql: &str) -> Result<Vec<Option<String>>, CommandError> {
+    /// The same; gives the rows, their columns as text.
+    async fn rows(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, CommandError> {
         let mut bytes = BytesMut::new();
         messages::query(&mut bytes, sql);
         tokio::time::timeout(OWN_COMMAND, async {
             self.endpoint.queue(&bytes);
             poll_fn(|cx| self.endpoint.poll_send(cx)).await?;
             let mut refused = None;
-            let mut row = Vec::new();
+            let mut rows = Vec::new();
             loop {
                 let (tag, payload) = self.next_message().await?;
                 match tag {
-                    tag::READY => return refused.map_or(Ok(row), Err),
-                    tag::DATA_ROW => row = columns(&payload).ok_or(CommandError::Unexpected)?,
+                    tag::READY => return refused.map_or(Ok(rows), Err),
+                    tag::DATA_ROW => rows.push(columns(&payload).ok_or(CommandError::Unexpected)?),
                     tag::ERROR => refused = Some(CommandError::Refused(PgError::decode(&payload))),
-                    tag::PARAMETER_STATUS => self.note_parameter(&payload),
+                    tag::PARAMETER_STATUS => self.state.reported(&payload),
                     _ => {}
                 }
             }
@@ -144,15 +153,6 @@ impl Backend {
             if poll_fn(|cx| self.endpoint.poll_fill(cx)).await? == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
-        }
-    }
-
-    fn note_parameter(&mut self, payload: &[u8]) {
-        if let Some((name, rest)) = cstr(payload)
-            && let Some((value, _)) = cstr(rest)
-        {
-            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-            self.parameters.insert(text(name), text(value));
         }
     }
 
@@ -181,7 +181,7 @@ impl Backend {
             }
             let payload = received[HEADER..whole].to_vec();
             if header.tag == tag::PARAMETER_STATUS {
-                self.note_parameter(&payload);
+                self.state.reported(&payload);
             }
             if self.endpoint.take(|_| io::Result::Ok(whole)).is_err() {
                 return false;

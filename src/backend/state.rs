@@ -1,9 +1,15 @@
 //! What a backend holds between two clients: prepared statements, the unnamed statement, and whether it is clean.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
-/// A statement's identity: the first half of the SHA-256 of its text and parameter types. Equal statements of all
-/// clients of a pool share one server-side name.
+use crate::wire::cstr;
+
+/// What a backend reports about itself by ParameterStatus.
+pub type Parameters = BTreeMap<String, String>;
+
+/// A statement's identity: the first half of the SHA-256 of its text, its parameter types, and the
+/// session parameters that it is parsed under. Equal statements of all clients of a pool share one server-side name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StatementId(pub u128);
 
@@ -32,14 +38,26 @@ pub struct BackendState {
     pub prepared: Prepared,
     /// None when it has no such statement.
     pub unnamed: Option<UnnamedOwner>,
-    /// The last client may have left something behind: reset before another one gets the backend.
+    /// The last client may have left something behind that nobody can ask for: reset before another one gets the backend.
     pub dirty: bool,
+    /// As the last ParameterStatus messages said. Equal ones of a pool are one.
+    pub parameters: Arc<Parameters>,
 }
 
 impl BackendState {
     /// After DISCARD ALL.
     pub fn discarded(&mut self) {
-        *self = BackendState::default();
+        *self = BackendState { parameters: self.parameters.clone(), ..BackendState::default() };
+    }
+
+    /// Notes a ParameterStatus message.
+    pub fn reported(&mut self, payload: &[u8]) {
+        if let Some((name, rest)) = cstr(payload)
+            && let Some((value, _)) = cstr(rest)
+        {
+            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+            Arc::make_mut(&mut self.parameters).insert(text(name), text(value));
+        }
     }
 }
 
@@ -64,6 +82,19 @@ impl Prepared {
     pub fn insert(&mut self, id: StatementId) {
         self.clock += 1;
         self.used.insert(id, self.clock);
+    }
+
+    /// It has to be prepared again: its plan is out of date, or it is gone without our doing.
+    pub fn expire(&mut self, id: StatementId, gone: bool) {
+        self.used.remove(&id);
+        if gone {
+            self.there.remove(&id);
+        }
+    }
+
+    /// Whether it is there, but must not be used as it is.
+    pub fn is_expired(&self, id: StatementId) -> bool {
+        self.there.contains(&id) && !self.used.contains_key(&id)
     }
 
     /// Takes out the least recently used one while there are more than `max` (but never the last): it has to be closed.
@@ -134,6 +165,20 @@ mod tests {
         assert!(prepared.touch(a));
         prepared.settle(a, Some(false), true);
         assert!(!prepared.touch(a));
+    }
+
+    #[test]
+    fn what_is_out_of_date_is_closed_before_it_is_prepared_again() {
+        let mut prepared = Prepared::default();
+        let a = StatementId(1);
+        prepared.insert(a);
+        prepared.settle(a, Some(true), true);
+        prepared.expire(a, false);
+        assert!(prepared.is_expired(a) && !prepared.touch(a));
+        prepared.insert(a);
+        assert!(!prepared.is_expired(a));
+        prepared.expire(a, true);
+        assert!(!prepared.is_expired(a) && !prepared.touch(a));
     }
 
     #[test]

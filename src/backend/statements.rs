@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use sha2::{Digest, Sha256};
 
 use super::StatementId;
+use crate::sql::Look;
 
 /// A statement as Parse carried it.
 #[derive(Debug)]
@@ -14,29 +15,41 @@ pub struct Statement {
     pub id: StatementId,
     /// Query text, NUL, number and types of the parameters: Parse's payload after the name.
     pub rest: Box<[u8]>,
-    /// Running it may leave state on the backend.
-    pub leaves_state: bool,
+    /// What running it may do to the session.
+    pub look: Option<Box<Look>>,
+    /// The command tag that the client expects, where it is not the statement's own.
+    pub tag: Option<&'static str>,
     /// Some backend has taken it.
     proved: AtomicBool,
 }
 
 impl Statement {
-    /// A backend answered its Parse with ParseComplete.
+    /// A backend answered its Parse with ParseComplete. A reset's text depends on the client that sends it: its Parse is
+    /// always looked into.
     pub fn prove(&self) {
-        self.proved.store(true, Ordering::Relaxed);
+        let resets = self.look.as_ref().is_some_and(|look| !look.resets.is_empty());
+        self.proved.store(!resets, Ordering::Relaxed);
     }
 }
 
 /// The statements that some client of a pool has prepared: one copy of each.
 #[derive(Debug, Default)]
 pub struct Statements {
+    /// Some client has asked for `currval` or `lastval`: from then on it matters who has advanced a sequence where.
+    pub reads_sequences: AtomicBool,
     known: Mutex<HashMap<StatementId, Weak<Statement>, ahash::RandomState>>,
 }
 
 impl Statements {
-    /// The pool's one copy of this statement.
-    pub fn intern(&self, rest: &[u8], leaves_state: impl FnOnce() -> bool) -> Arc<Statement> {
-        let id = id_of(rest);
+    /// The pool's one copy of this statement, parsed under this context.
+    pub fn intern(
+        &self,
+        rest: &[u8],
+        context: u64,
+        tag: Option<&'static str>,
+        look: impl FnOnce() -> Option<Box<Look>>,
+    ) -> Arc<Statement> {
+        let id = id_of(rest, context);
         let mut known = self.lock();
         if let Some(statement) = known.get(&id).and_then(Weak::upgrade) {
             return statement;
@@ -44,15 +57,14 @@ impl Statements {
         if known.len() == known.capacity() {
             known.retain(|_, statement| statement.strong_count() > 0);
         }
-        let statement =
-            Arc::new(Statement { id, rest: rest.into(), leaves_state: leaves_state(), proved: false.into() });
+        let statement = Arc::new(Statement { id, rest: rest.into(), look: look(), tag, proved: false.into() });
         known.insert(id, Arc::downgrade(&statement));
         statement
     }
 
     /// The pool's copy of a statement that some client has and some backend has taken.
-    pub fn proved(&self, rest: &[u8]) -> Option<Arc<Statement>> {
-        let statement = self.lock().get(&id_of(rest)).and_then(Weak::upgrade)?;
+    pub fn proved(&self, rest: &[u8], context: u64) -> Option<Arc<Statement>> {
+        let statement = self.lock().get(&id_of(rest, context)).and_then(Weak::upgrade)?;
         statement.proved.load(Ordering::Relaxed).then_some(statement)
     }
 
@@ -61,8 +73,8 @@ impl Statements {
     }
 }
 
-fn id_of(rest: &[u8]) -> StatementId {
-    let digest = Sha256::digest(rest);
+fn id_of(rest: &[u8], context: u64) -> StatementId {
+    let digest = Sha256::new().chain_update(context.to_be_bytes()).chain_update(rest).finalize();
     let half = digest.first_chunk::<16>().expect("SHA-256 has 32 bytes");
     StatementId(u128::from_be_bytes(*half))
 }
@@ -74,12 +86,14 @@ mod tests {
     #[test]
     fn equal_statements_share_one_copy_until_the_last_client_lets_go() {
         let statements = Statements::default();
-        let one = statements.intern(b"SELECT 1\0\0\0", || false);
-        assert!(Arc::ptr_eq(&one, &statements.intern(b"SELECT 1\0\0\0", || false)));
-        assert_ne!(one.id, statements.intern(b"SELECT 2\0\0\0", || false).id);
+        let intern = |rest: &[u8], context| statements.intern(rest, context, None, || None);
+        let one = intern(b"SELECT 1\0\0\0", 0);
+        assert!(Arc::ptr_eq(&one, &intern(b"SELECT 1\0\0\0", 0)));
+        assert_ne!(one.id, intern(b"SELECT 2\0\0\0", 0).id);
+        assert_ne!(one.id, intern(b"SELECT 1\0\0\0", 1).id, "parsed under other parameters");
         drop(one);
         for number in 0..10_000 {
-            statements.intern(format!("SELECT {number}\0\0\0").as_bytes(), || false);
+            intern(format!("SELECT {number}\0\0\0").as_bytes(), 0);
         }
         assert!(statements.known.lock().unwrap().len() < 100, "forgotten statements are pruned");
     }

@@ -160,6 +160,9 @@ pub(super) struct Pool {
     pub idle_timeout: Period,
     pub lifetime: Period,
     pub reset: Reset,
+    pub pin_check: bool,
+    pub max_pins: Option<u32>,
+    pub max_pin_time: Option<Period>,
     pub max_connecting_per_tenant: u32,
     pub max_connecting_per_instance: u32,
     pub connect_timeout: Period,
@@ -178,6 +181,9 @@ impl Default for Pool {
             idle_timeout: seconds(10 * 60),
             lifetime: seconds(60 * 60),
             reset: Reset::WhenDirty,
+            pin_check: false,
+            max_pins: None,
+            max_pin_time: None,
             max_connecting_per_tenant: 4,
             max_connecting_per_instance: 16,
             connect_timeout: seconds(5),
@@ -199,6 +205,9 @@ pub(super) struct TenantPool {
     pub idle_timeout: Option<Period>,
     pub lifetime: Option<Period>,
     pub reset: Option<Reset>,
+    pub pin_check: Option<bool>,
+    pub max_pins: Option<u32>,
+    pub max_pin_time: Option<Period>,
 }
 
 #[derive(Debug, Deserialize)]

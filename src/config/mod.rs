@@ -159,6 +159,13 @@ pub struct TenantPool {
     pub lifetime: Duration,
     /// When a backend is cleaned before another client gets it; default `when-dirty`.
     pub reset: Reset,
+    /// In transaction mode, ask the backend after every transaction what it has left, for state that functions make
+    /// out of sight; default false.
+    pub pin_check: bool,
+    /// Clients that may keep a backend at a time in transaction mode; default: as many as there are backends.
+    pub max_pins: Option<u32>,
+    /// Longest time that one may keep it; default: for ever.
+    pub max_pin_time: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

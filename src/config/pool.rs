@@ -15,6 +15,9 @@ pub(super) fn defaults(written: &file::Pool, mut scope: Scope<'_, '_>) -> PoolDe
         idle_timeout: positive(&mut scope, "idle_timeout", written.idle_timeout),
         lifetime: positive(&mut scope, "lifetime", written.lifetime),
         reset: written.reset,
+        pin_check: written.pin_check,
+        max_pins: written.max_pins,
+        max_pin_time: written.max_pin_time.map(|time| positive(&mut scope, "max_pin_time", time)),
     };
     check_bounds(&defaults, &mut scope);
     let connecting = [
@@ -50,9 +53,17 @@ pub(super) fn of_tenant(own: &file::TenantPool, base: &file::Pool, mut scope: Sc
         idle_timeout: own.idle_timeout.unwrap_or(base.idle_timeout).0,
         lifetime: own.lifetime.unwrap_or(base.lifetime).0,
         reset: own.reset.unwrap_or(base.reset),
+        pin_check: own.pin_check.unwrap_or(base.pin_check),
+        max_pins: own.max_pins.or(base.max_pins),
+        max_pin_time: own.max_pin_time.or(base.max_pin_time).map(|time| time.0),
     };
     // What is inherited was checked where it was written.
-    let times = [("queue_timeout", own.queue_timeout), ("idle_timeout", own.idle_timeout), ("lifetime", own.lifetime)];
+    let times = [
+        ("queue_timeout", own.queue_timeout),
+        ("idle_timeout", own.idle_timeout),
+        ("lifetime", own.lifetime),
+        ("max_pin_time", own.max_pin_time),
+    ];
     for (key, period) in times {
         period.map(|period| positive(&mut scope, key, period));
     }

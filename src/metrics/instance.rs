@@ -1,9 +1,9 @@
 //! The figures of one instance, resolved once so that the data path looks nothing up.
 
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, Registry};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-use super::labels::{ConnectResult, Label};
-use super::{counter_vec, histogram_vec};
+use super::labels::{ConnectResult, Label, Pin};
+use super::{counter_vec, gauge_vec, histogram_vec};
 
 /// One instance's series; cheap to add to, shared by all pools of the instance.
 #[derive(Debug)]
@@ -18,9 +18,19 @@ pub struct InstanceMetrics {
     pub connect: Histogram,
     connects: Vec<IntCounter>,
     identity_mismatches: IntCounter,
+    pins: Vec<IntGauge>,
+    pins_begun: Vec<IntCounter>,
 }
 
 impl InstanceMetrics {
+    /// Counts a client that begins (1) or ceases (-1) to keep its backend for this reason.
+    pub fn pinned(&self, reason: Pin, change: i64) {
+        if change > 0 {
+            self.pins_begun[reason.index()].inc();
+        }
+        self.pins[reason.index()].add(change);
+    }
+
     /// Counts an attempt to open a backend; one that ends with `Identity` raises the mismatch alarm as well.
     pub fn connected(&self, result: ConnectResult) {
         self.connects[result.index()].inc();
@@ -39,6 +49,8 @@ pub(super) struct Families {
     connect: HistogramVec,
     connects: IntCounterVec,
     identity_mismatches: IntCounterVec,
+    pins: IntGaugeVec,
+    pins_begun: IntCounterVec,
 }
 
 /// Upper bounds in seconds. A query through a proxy on a local network takes about 200 µs.
@@ -67,6 +79,18 @@ impl Families {
                 "Backends refused because they are not the instance or database on record.",
                 instance,
             ),
+            pins: gauge_vec(
+                registry,
+                "pgtenant_pins",
+                "Clients that keep a backend in transaction mode, by what they have on it.",
+                &["instance_name", "reason"],
+            ),
+            pins_begun: counter_vec(
+                registry,
+                "pgtenant_pins_begun_total",
+                "Times a client began to keep a backend in transaction mode, by what it had on it.",
+                &["instance_name", "reason"],
+            ),
         }
     }
 
@@ -81,6 +105,8 @@ impl Families {
                 .map(|result| self.connects.with_label_values(&[name, result.text()]))
                 .collect(),
             identity_mismatches: self.identity_mismatches.with_label_values(&[name]),
+            pins: Pin::ALL.iter().map(|pin| self.pins.with_label_values(&[name, pin.text()])).collect(),
+            pins_begun: Pin::ALL.iter().map(|pin| self.pins_begun.with_label_values(&[name, pin.text()])).collect(),
         }
     }
 
@@ -92,6 +118,10 @@ impl Families {
         }
         for result in ConnectResult::ALL {
             let _ = self.connects.remove_label_values(&[name, result.text()]);
+        }
+        for pin in Pin::ALL {
+            let _ = self.pins.remove_label_values(&[name, pin.text()]);
+            let _ = self.pins_begun.remove_label_values(&[name, pin.text()]);
         }
         let _ = self.identity_mismatches.remove_label_values(&[name]);
     }

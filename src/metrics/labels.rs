@@ -37,6 +37,33 @@ label! {
 }
 
 label! {
+    /// Session state that cannot be moved to another backend: who has any keeps its backend (is pinned).
+    Pin {
+        /// Temporary tables, views, functions, types.
+        Temporary = "temporary_object",
+        /// Session-level advisory locks.
+        AdvisoryLock = "advisory_lock",
+        /// Cursors WITH HOLD.
+        Cursor = "cursor",
+        Listen = "listen",
+        /// SQL-level PREPARE.
+        Prepared = "prepare",
+        /// LOAD.
+        Library = "load",
+        /// `setseed`.
+        Seed = "setseed",
+        /// What `currval` and `lastval` tell.
+        Sequence = "sequence",
+        /// Connections and origins that extensions keep for a session.
+        Foreign = "extension",
+        /// A protocol-level statement too long to be remembered.
+        Statement = "long_statement",
+        /// The backend could not be asked: there may be anything.
+        Unknown = "unknown",
+    }
+}
+
+label! {
     /// Why a client connection was closed before its login began.
     Refusal {
         /// The cap on all clients was reached.

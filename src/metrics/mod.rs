@@ -20,7 +20,7 @@ use prometheus::{
 
 pub use instance::InstanceMetrics;
 pub use labels::{
-    AuthMethod, AuthResult, CancelResult, ConnectResult, ErrorSource, Label, Outcome, ProtocolViolation, Refusal,
+    AuthMethod, AuthResult, CancelResult, ConnectResult, ErrorSource, Label, Outcome, Pin, ProtocolViolation, Refusal,
     TlsVersion,
 };
 pub use tenants::{TenantSample, TenantStats};
@@ -269,6 +269,10 @@ fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
 
 fn counter_vec(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
     register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauge_vec(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
 }
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {

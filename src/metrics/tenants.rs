@@ -12,6 +12,8 @@ pub struct TenantStats {
     pub clients: AtomicI64,
     /// Of these, waiting for a backend now.
     pub waiting: AtomicI64,
+    /// Of these, keeping a backend in transaction mode now.
+    pub pins: AtomicI64,
     pub queries: AtomicU64,
     pub transactions: AtomicU64,
     /// Bytes from and to clients, without TLS.
@@ -59,10 +61,13 @@ const OTHER: &str = "_other";
 
 type Read<T> = fn(&TenantSample<'_>) -> T;
 
-const GAUGES: [(&str, &str, Read<i64>); 2] = [
+const GAUGES: [(&str, &str, Read<i64>); 3] = [
     ("pgtenant_tenant_clients", "Logged-in clients of the tenant.", |t| t.stats.clients.load(Relaxed)),
     ("pgtenant_tenant_clients_waiting", "Clients of the tenant that wait for a backend.", |t| {
         t.stats.waiting.load(Relaxed)
+    }),
+    ("pgtenant_tenant_clients_pinned", "Clients of the tenant that keep a backend in transaction mode.", |t| {
+        t.stats.pins.load(Relaxed)
     }),
 ];
 

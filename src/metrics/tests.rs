@@ -204,7 +204,7 @@ fn ten_thousand_tenants_make_a_bounded_text() {
     let text = metrics.encode(&samples, 500);
     let series = parse(&text);
     let of_tenants = series.keys().filter(|key| key.contains("tenant=")).count();
-    assert_eq!(of_tenants, 12 * 501);
+    assert_eq!(of_tenants, 13 * 501);
     assert!(text.len() < 1_000_000, "{} bytes", text.len());
     assert_eq!(queries(&series, "_other"), Some(9_500.0 * 3.0));
 }

@@ -96,6 +96,16 @@ impl Endpoint {
         Ok(())
     }
 
+    /// Takes what was received, to be looked at more than once.
+    pub fn take_received(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.received)
+    }
+
+    /// Puts the rest of it back.
+    pub fn put_back(&mut self, rest: &[u8]) {
+        self.received.splice(..0, rest.iter().copied());
+    }
+
     /// Sends as much as the socket takes at once and keeps the rest.
     pub fn send(&mut self, cx: &mut Context<'_>, mut bytes: &[u8]) -> io::Result<()> {
         if bytes.is_empty() {

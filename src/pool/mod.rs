@@ -4,7 +4,7 @@ mod checkout;
 mod instance;
 pub mod ledger;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 pub use checkout::{Checkout, CheckoutError};
 pub use ledger::Counts;
 
-use crate::backend::{ConnectError, Login, Settings, Statements, Target};
+use crate::backend::{ConnectError, Login, Parameters, Settings, Statements, Target};
 use crate::config;
 use crate::metrics::Metrics;
 use crate::net::InstanceTlsError;
@@ -25,8 +25,8 @@ use ledger::{Bound, PoolKey, PoolSettings, TenantKey};
 /// Welcomes remembered per pool: clients of one pool seldom differ in their startup parameters.
 const MAX_WELCOMES: usize = 64;
 
-/// What a backend reports about itself by ParameterStatus.
-pub type Parameters = BTreeMap<String, String>;
+/// Different settings of which a pool keeps one copy; beyond, each client has its own.
+const MAX_SHARED: usize = 256;
 
 /// The pools of all tenants.
 #[derive(Debug)]
@@ -84,6 +84,14 @@ pub struct Pool {
     login: Mutex<Option<Login>>,
     connect_timeout: Duration,
     welcomes: Mutex<HashMap<Arc<Settings>, Arc<Parameters>>>,
+    shared: Mutex<SharedValues>,
+}
+
+/// One copy of what is equal, so that comparing means comparing addresses.
+#[derive(Debug, Default)]
+struct SharedValues {
+    settings: HashSet<Arc<Settings>, ahash::RandomState>,
+    parameters: HashSet<Arc<Parameters>, ahash::RandomState>,
 }
 
 impl Pools {
@@ -120,6 +128,7 @@ impl Pools {
                 login: Mutex::new(None),
                 connect_timeout: defaults.connect_timeout,
                 welcomes: Mutex::default(),
+                shared: Mutex::default(),
             })
         });
         pool.renew_login(login);
@@ -289,13 +298,26 @@ impl Pool {
         welcomes.insert(settings, parameters);
     }
 
+    /// The pool's one copy of these settings.
+    pub fn share_settings(&self, settings: &Arc<Settings>) -> Arc<Settings> {
+        share(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner).settings, settings)
+    }
+
+    /// The pool's one copy of these reported parameters.
+    pub fn share_parameters(&self, parameters: &Arc<Parameters>) -> Arc<Parameters> {
+        share(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner).parameters, parameters)
+    }
+
     /// Connects in the background and tells the ledger how it went.
     fn spawn_connect(self: Arc<Self>) {
         let home = self.home.clone();
         home.spawn(async move {
             let begun = Instant::now();
             let result = match self.target() {
-                Some(target) => crate::backend::connect(&target).await,
+                Some(target) => crate::backend::connect(&target).await.map(|mut backend| {
+                    backend.state.parameters = self.share_parameters(&backend.state.parameters);
+                    backend
+                }),
                 None => Err(ConnectError::Login {
                     instance: self.instance.name().to_owned(),
                     role: self.name.role.clone(),
@@ -308,6 +330,19 @@ impl Pool {
             self.instance.connected(&self, result);
         });
     }
+}
+
+fn share<T: Eq + std::hash::Hash>(known: &mut HashSet<Arc<T>, ahash::RandomState>, value: &Arc<T>) -> Arc<T> {
+    if let Some(shared) = known.get(value) {
+        return shared.clone();
+    }
+    if known.len() >= MAX_SHARED {
+        known.retain(|shared| Arc::strong_count(shared) > 1);
+    }
+    if known.len() < MAX_SHARED {
+        known.insert(value.clone());
+    }
+    value.clone()
 }
 
 /// Tells one incarnation of a tenant from another; unique as long as the tenant is held.

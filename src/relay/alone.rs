@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::flow::Flow;
+use super::flow::{Flow, TransactionStatus};
 use crate::backend::Statement;
 use crate::wire::tag::{backend, frontend};
 use crate::wire::{HEADER, Header, cstr, messages};
@@ -28,6 +28,9 @@ impl Flow {
     /// Answers a batch at the beginning of `input` in `replies`, if it is here whole, up to its Sync, and needs no
     /// backend. Gives its length in bytes, 0 if it needs one.
     pub fn answer_alone(&mut self, input: &[u8], replies: &mut Vec<u8>) -> usize {
+        if self.status != TransactionStatus::Idle {
+            return 0;
+        }
         let Some((steps, length)) = self.batch_of_names(input) else { return 0 };
         for step in steps {
             match step {
@@ -59,7 +62,7 @@ impl Flow {
                     let (name, rest) = cstr(payload)?;
                     let free = !name.is_empty() && self.mine.get(name).is_none();
                     let room = self.mine.len() + steps.len() < self.limits.max_prepared_per_client;
-                    Step::Prepare(name, (free && room).then(|| self.shared.proved(rest))??)
+                    Step::Prepare(name, (free && room).then(|| self.shared.proved(rest, self.state.context))??)
                 }
                 frontend::CLOSE => {
                     let (name, _) = cstr(payload.strip_prefix(b"S")?)?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::in_flight::InFlight;
+use super::state::{SessionState, Tags};
 use super::statements::ClientStatements;
 use crate::backend::{BackendState, Statement, StatementId, Statements, UnnamedOwner};
 use crate::wire::{FrameError, PgError, sqlstate};
@@ -29,6 +30,17 @@ pub enum TransactionStatus {
     Failed,
 }
 
+impl TransactionStatus {
+    /// As ReadyForQuery tells it.
+    pub fn byte(self) -> u8 {
+        match self {
+            TransactionStatus::Idle => b'I',
+            TransactionStatus::InTransaction => b'T',
+            TransactionStatus::Failed => b'E',
+        }
+    }
+}
+
 /// Where the client is in a series of extended-protocol messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Batch {
@@ -43,15 +55,20 @@ pub(super) enum Batch {
 /// An answer that is due, in the order of the requests.
 #[derive(Debug)]
 pub(super) enum Expected {
+    /// The whole answer to a simple query of ours, sent ahead of the client's request.
+    Ahead,
     /// ParseComplete for a client's Parse: undone when the backend passes over it.
     Parse(ParseNote),
     /// ParseComplete that the client knows nothing of.
     InjectedParse(Option<StatementId>),
     /// ParseComplete that we answer ourselves: the backend has the statement already.
     KnownParse(Box<[u8]>),
-    Bind,
-    Describe,
-    Execute,
+    /// BindComplete for a portal of this statement, or of one that is not ours.
+    Bind(Option<StatementId>),
+    /// The description of this statement, or of what is not ours.
+    Describe(Option<StatementId>),
+    /// With the command tag that the client expects, where it is another.
+    Execute(Option<&'static str>),
     /// CloseComplete for a portal, or for a name that is not one of ours.
     Close,
     /// CloseComplete that the client knows nothing of.
@@ -63,7 +80,37 @@ pub(super) enum Expected {
     /// ReadyForQuery.
     Sync,
     Query,
+    /// A simple query in which statements stand for others.
+    Restored(Tags),
+    /// A simple query that we answer ourselves: its command tag.
+    KnownQuery(&'static str),
     FunctionCall,
+}
+
+impl Expected {
+    /// A ReadyForQuery will come for it.
+    pub fn ends_with_ready(&self) -> bool {
+        matches!(
+            self,
+            Expected::Ahead | Expected::Sync | Expected::Query | Expected::Restored(_) | Expected::FunctionCall
+        )
+    }
+}
+
+/// A batch that fails because a statement's plan is out of date (after a migration) is sent once more, and the client
+/// knows nothing of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Retry {
+    No,
+    /// It could be: it is all that is under way, nothing precedes it in its transaction, and its bytes are kept. The client
+    /// has got so many messages of its answer.
+    Possible(u32),
+    /// It failed: its answer is dropped up to ReadyForQuery. As many messages as the client has got are not repeated.
+    Failed(u32),
+    /// To be sent again now.
+    Due(u32),
+    /// Sent again; so many messages of the answer are still to be dropped.
+    Repeating(u32),
 }
 
 /// What a client's Parse changed on our side.
@@ -116,6 +163,24 @@ pub struct Figures {
 pub struct Flow {
     pub(super) session: u32,
     pub(super) limits: FlowLimits,
+    /// The client has its backend for itself: nothing is renamed, and nothing looked into.
+    pub(super) plain: bool,
+    /// Beyond the transaction.
+    pub state: SessionState,
+    /// SQL of ours that goes out before the client's next request.
+    pub(super) ahead: Vec<String>,
+    /// Why it failed.
+    pub(super) ahead_failed: Option<PgError>,
+    /// What comes behind a request that resets the backend has to wait until it is put right again.
+    pub(super) barrier: bool,
+    /// Portals of statements whose command tag is not what the client expects.
+    pub(super) portals: Vec<(Box<[u8]>, &'static str)>,
+    /// What the backend cannot do because a statement's plan is out of date.
+    pub(super) retry: Retry,
+    /// Statements that the client has prepared in what could be sent once more.
+    pub(super) retry_names: Vec<Box<[u8]>>,
+    /// The command tag for the message in hand.
+    pub(super) retagged: Option<&'static str>,
     pub(super) expected: VecDeque<Expected>,
     pub(super) status: TransactionStatus,
     pub(super) batch: Batch,
@@ -137,10 +202,20 @@ pub struct Flow {
 }
 
 impl Flow {
-    pub fn new(session: u32, limits: FlowLimits, shared: Arc<Statements>) -> Self {
+    /// `plain` is for a client that has its backend for itself.
+    pub fn new(session: u32, limits: FlowLimits, plain: bool, state: SessionState, shared: Arc<Statements>) -> Self {
         Flow {
             session,
             limits,
+            plain,
+            state,
+            ahead: Vec::new(),
+            ahead_failed: None,
+            barrier: false,
+            portals: Vec::new(),
+            retry: Retry::No,
+            retry_names: Vec::new(),
+            retagged: None,
             expected: VecDeque::new(),
             status: TransactionStatus::Idle,
             batch: Batch::Synced,
@@ -172,13 +247,86 @@ impl Flow {
 
     /// The backend can serve somebody else.
     pub fn is_free(&self) -> bool {
-        self.status == TransactionStatus::Idle && self.at_rest() && self.unshared.is_empty()
+        self.status == TransactionStatus::Idle && self.at_rest()
+    }
+
+    /// A statement that is not remembered ties the client to its backend.
+    pub fn has_unshared(&self) -> bool {
+        !self.unshared.is_empty()
+    }
+
+    /// Has this SQL run on the backend before the client's next request.
+    pub fn send_ahead(&mut self, sql: String) {
+        self.ahead.push(sql);
+    }
+
+    /// What was sent ahead is not answered yet: a cancel request would hit that.
+    pub fn is_ahead(&self) -> bool {
+        !self.ahead.is_empty() || matches!(self.expected.front(), Some(Expected::Ahead))
+    }
+
+    /// Why what was sent ahead failed, if it did: the request behind it ran under the wrong parameters, if it ran at all.
+    pub fn take_ahead_failed(&mut self) -> Option<PgError> {
+        self.ahead_failed.take()
+    }
+
+    /// What is sent next could be sent once more: the caller keeps its bytes.
+    pub fn allow_retry(&mut self) {
+        if self.status == TransactionStatus::Idle && !self.plain {
+            self.retry = Retry::Possible(0);
+            self.retry_names.clear();
+        }
+    }
+
+    /// Whether it still could, now that it was sent: if it was one batch and nothing else.
+    pub fn may_retry(&mut self) -> bool {
+        let ends = self.expected.iter().filter(|expected| expected.ends_with_ready()).count();
+        let ahead = self.expected.iter().filter(|expected| matches!(expected, Expected::Ahead)).count();
+        if ends != ahead + 1 || !matches!(self.expected.back(), Some(Expected::Sync)) {
+            self.forbid_retry();
+        }
+        self.retry != Retry::No
+    }
+
+    /// More was sent behind it.
+    pub fn forbid_retry(&mut self) {
+        if let Retry::Possible(_) = self.retry {
+            self.retry = Retry::No;
+        }
+    }
+
+    /// Whether they have to be sent again now.
+    pub fn takes_retry(&mut self) -> bool {
+        let Retry::Due(got) = self.retry else { return false };
+        self.retry = Retry::Repeating(got);
+        for name in std::mem::take(&mut self.retry_names) {
+            self.mine.remove(&name);
+        }
+        true
+    }
+
+    /// A message for the client: whether it gets it, or has got it before.
+    pub(super) fn passes(&mut self) -> bool {
+        match &mut self.retry {
+            Retry::Possible(got) => *got += 1,
+            Retry::Failed(_) | Retry::Due(_) => return false,
+            Retry::Repeating(0) | Retry::No => {}
+            Retry::Repeating(left) => {
+                *left -= 1;
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What we tell the client about its transaction without a backend's word for it.
+    pub fn set_status(&mut self, status: TransactionStatus) {
+        self.status = status;
     }
 
     /// No answer comes unless the client asks for more: it has to end its COPY or its batch first.
     pub fn waits_for_client(&self) -> bool {
-        let ends = |expected: &Expected| matches!(expected, Expected::Sync | Expected::Query | Expected::FunctionCall);
-        self.copy_in || !self.expected.iter().any(ends)
+        self.copy_in || !self.expected.iter().any(Expected::ends_with_ready)
     }
 
     /// The client is in the middle of a message from the backend: nothing can be told in between.
@@ -196,16 +344,33 @@ impl Flow {
         std::mem::take(&mut self.figures)
     }
 
+    /// Counts what was answered without a backend.
+    pub fn count(&mut self, queries: u64, transactions: u64) {
+        self.figures.queries += queries;
+        self.figures.transactions += transactions;
+    }
+
     /// Adds to `replies` the answers of ours whose turn has come.
-    pub(super) fn answer_known(&mut self, replies: &mut impl FnMut(u8)) {
+    pub(super) fn answer_known(&mut self, replies: &mut impl FnMut(u8, &[&[u8]])) {
         use crate::wire::tag::backend;
         loop {
             match self.expected.front() {
-                Some(Expected::KnownParse(_)) => replies(backend::PARSE_COMPLETE),
-                Some(Expected::KnownClose(..)) => replies(backend::CLOSE_COMPLETE),
+                Some(Expected::KnownParse(_)) => self.reply(replies, backend::PARSE_COMPLETE, &[]),
+                Some(Expected::KnownClose(..)) => self.reply(replies, backend::CLOSE_COMPLETE, &[]),
+                Some(Expected::KnownQuery(command)) => {
+                    let command = *command;
+                    self.reply(replies, backend::COMMAND_COMPLETE, &[command.as_bytes(), b"\0"]);
+                    self.reply(replies, backend::READY, &[&[self.status.byte()]]);
+                }
                 _ => return,
             }
             self.expected.pop_front();
+        }
+    }
+
+    fn reply(&mut self, replies: &mut impl FnMut(u8, &[&[u8]]), tag: u8, parts: &[&[u8]]) {
+        if self.passes() {
+            replies(tag, parts);
         }
     }
 
@@ -229,7 +394,7 @@ impl Flow {
             }
             Expected::KnownClose(name, statement) => self.mine.insert(&name, statement),
             // Either may have been meant to drop the unnamed statement.
-            Expected::Close | Expected::Query => backend.unnamed = Some(UnnamedOwner::SOMEBODY),
+            Expected::Close | Expected::Query | Expected::Restored(_) => backend.unnamed = Some(UnnamedOwner::SOMEBODY),
             _ => {}
         }
     }

@@ -5,8 +5,8 @@ mod flow;
 mod in_flight;
 mod requests;
 mod responses;
-pub mod scan;
 mod splice;
+mod state;
 mod statements;
 #[cfg(test)]
 mod tests;
@@ -19,13 +19,15 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 pub use flow::{ClientFault, Figures, Flow, FlowLimits, TransactionStatus};
+pub use requests::QUERY_BOUND;
 pub use splice::Splice;
+pub use state::SessionState;
 
 use crate::backend::{Backend, BackendState};
 use crate::config::PoolMode;
 use crate::metrics::InstanceMetrics;
 use crate::net::Endpoint;
-use crate::wire::ReadFault;
+use crate::wire::{PgError, ReadFault};
 
 /// Our own answers that wait for a client to take them, in bytes: beyond that we take no more of its requests.
 const MAX_REPLIES: usize = 64 * 1024;
@@ -54,6 +56,8 @@ pub enum Broken {
     Backend(io::Error),
     #[error("the backend broke the protocol: {0}")]
     BackendFault(#[from] ReadFault),
+    #[error("what was sent ahead of the request failed: {0}")]
+    Ahead(PgError),
 }
 
 /// What an exchange moved.
@@ -79,6 +83,10 @@ pub struct Exchange<'a> {
     pub moved: Moved,
     /// When the request under way was sent.
     asked: Option<Instant>,
+    /// Some request was taken.
+    worked: bool,
+    /// The first requests, as long as they may have to be sent once more.
+    first: Vec<u8>,
 }
 
 /// What moved in one step.
@@ -104,6 +112,8 @@ impl<'a> Exchange<'a> {
             metrics,
             moved: Moved::default(),
             asked: None,
+            worked: false,
+            first: Vec::new(),
         }
     }
 
@@ -121,9 +131,12 @@ impl<'a> Exchange<'a> {
         poll_fn(|cx| {
             if !std::mem::replace(&mut begun, true) {
                 self.moved.received += self.client.received().len() as u64;
-                terminated = self.take_received(cx)?;
+                terminated = self.take_first(cx)?;
             }
             loop {
+                if self.flow.takes_retry() {
+                    terminated = self.repeat(cx)?;
+                }
                 self.take_time();
                 if let Some(outcome) = self.outcome(terminated) {
                     return Poll::Ready(Ok(outcome));
@@ -151,7 +164,9 @@ impl<'a> Exchange<'a> {
         if self.mode == PoolMode::Statement && self.flow.at_rest() && self.flow.status() != TransactionStatus::Idle {
             return Some(Outcome::OpenTransaction);
         }
-        let free = self.mode != PoolMode::Session && self.flow.is_free() && !self.backend.has_unsent();
+        // Who is held waits for its next request here, so that it hears what its backend has to say.
+        let worked = self.worked || !self.flow.state.held;
+        let free = self.mode != PoolMode::Session && worked && self.flow.is_free() && !self.backend.has_unsent();
         free.then_some(Outcome::Free)
     }
 
@@ -197,6 +212,9 @@ impl<'a> Exchange<'a> {
             Ok(consumed)
         });
         write.map_err(Broken::Client)?;
+        if let Some(error) = flow.take_ahead_failed() {
+            return Err(Broken::Ahead(error));
+        }
         match read {
             Poll::Pending => Ok(Step::Blocked),
             Poll::Ready(Ok(0)) => Err(Broken::Backend(io::ErrorKind::UnexpectedEof.into())),
@@ -212,12 +230,18 @@ impl<'a> Exchange<'a> {
             return Ok(Step::Blocked);
         }
         if self.flow.has_held_back() {
-            *terminated = self.take_received(cx)?;
+            let received = self.client.take_received();
+            let (consumed, said_goodbye) = self.forward(cx, &received)?;
+            self.client.put_back(&received[consumed..]);
+            *terminated = said_goodbye;
             return Ok(Step::Progress);
         }
         let Exchange { client, backend, state, flow, moved, .. } = self;
         let mut forwarded = Forwarded::default();
-        let read = client.poll_take(cx, |cx, input| forwarded.forward(cx, flow, state, backend, input));
+        let read = client.poll_take(cx, |cx, input| {
+            flow.forbid_retry();
+            forwarded.forward(cx, flow, state, backend, input)
+        });
         let step = match read {
             Poll::Pending => Step::Blocked,
             Poll::Ready(Ok(0)) => return Err(Broken::Client(io::ErrorKind::UnexpectedEof.into())),
@@ -228,18 +252,37 @@ impl<'a> Exchange<'a> {
             Poll::Ready(Err(Failure::Io(error))) => return Err(Broken::Client(error)),
             Poll::Ready(Err(Failure::Fault(fault))) => return Err(Broken::ClientFault(fault)),
         };
+        self.worked |= forwarded.worked;
         *terminated = forwarded.finish(cx, client, moved)?;
         Ok(step)
     }
 
-    /// The same for what was read before: when there was no backend yet, or no room.
-    fn take_received(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
-        let Exchange { client, backend, state, flow, moved, .. } = self;
+    /// What the client had sent when it got the backend. It is kept while it may have to be sent once more.
+    fn take_first(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
+        let first = self.client.take_received();
+        self.flow.allow_retry();
+        let (consumed, terminated) = self.forward(cx, &first)?;
+        if consumed < first.len() {
+            self.client.put_back(&first[consumed..]);
+            self.flow.forbid_retry();
+        } else if self.flow.may_retry() {
+            self.first = first;
+        }
+        Ok(terminated)
+    }
+
+    fn repeat(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
+        let first = std::mem::take(&mut self.first);
+        Ok(self.forward(cx, &first)?.1)
+    }
+
+    /// Sends requests on; gives how many bytes of them, and whether the client said goodbye.
+    fn forward(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<(usize, bool), Broken> {
         let mut forwarded = Forwarded::default();
-        let taken: Result<(), Failure<ClientFault>> =
-            client.take(|input| forwarded.forward(cx, flow, state, backend, input));
+        let taken = forwarded.forward(cx, self.flow, self.state, self.backend, input);
+        self.worked |= forwarded.worked;
         match taken {
-            Ok(()) => forwarded.finish(cx, client, moved),
+            Ok(consumed) => Ok((consumed, forwarded.finish(cx, self.client, &mut self.moved)?)),
             Err(Failure::Io(error)) => Err(Broken::Client(error)),
             Err(Failure::Fault(fault)) => Err(Broken::ClientFault(fault)),
         }
@@ -264,6 +307,7 @@ struct Forwarded {
     write: Option<io::Error>,
     replies: Vec<u8>,
     terminated: bool,
+    worked: bool,
 }
 
 impl Forwarded {
@@ -279,6 +323,7 @@ impl Forwarded {
         let taken = flow.requests(state, input, &mut splice, &mut self.replies).map_err(Failure::Fault)?;
         self.write = backend.send(cx, splice.bytes()).err();
         self.terminated = taken.terminated;
+        self.worked = taken.consumed > 0;
         Ok(taken.consumed)
     }
 

@@ -1,9 +1,14 @@
 //! The client's half of the relay: what its messages ask for, and how they are forwarded.
 
-use super::flow::{Batch, ClientFault, Expected, Flow, ParseNote};
-use super::scan;
+use std::borrow::Cow;
+use std::sync::atomic::Ordering;
+
+use super::flow::{Batch, ClientFault, Expected, Flow, ParseNote, Retry, TransactionStatus};
 use super::splice::Splice;
+use super::statements::look_into;
 use crate::backend::{BackendState, StatementId, UnnamedOwner};
+use crate::metrics::Pin;
+use crate::sql::{self, Alone, Look, Marks};
 use crate::wire::tag::frontend;
 use crate::wire::{HEADER, Header, cstr, messages};
 
@@ -13,6 +18,8 @@ const NAME_BOUND: usize = 8 * 1024;
 /// bytes of its would fill our memory.
 const MAX_EXPECTED: usize = 1 << 18;
 const MAX_FORWARDED: usize = 1 << 18;
+/// Of a simple query so much has to be here before it goes on; a longer one cannot be looked into whole.
+pub const QUERY_BOUND: usize = 64 * 1024;
 /// PostgreSQL's bound for messages that carry names only (PQ_SMALL_MESSAGE_LIMIT).
 const SMALL_MESSAGE: usize = 10_000;
 
@@ -58,6 +65,13 @@ impl Flow {
     ) -> Result<Taken, ClientFault> {
         let mut at = 0;
         self.held_back = false;
+        for sql in std::mem::take(&mut self.ahead) {
+            messages::query(splice.insert(), &sql);
+            self.expected.push_back(Expected::Ahead);
+        }
+        if !matches!(self.expected.front(), Some(Expected::Ahead)) {
+            self.tell(backend, replies);
+        }
         loop {
             if self.request_rest > 0 {
                 let length = self.request_rest.min(input.len() - at);
@@ -65,7 +79,7 @@ impl Flow {
                 at += length;
                 self.request_rest -= length;
             }
-            if at < input.len() && self.is_full() {
+            if at < input.len() && self.expected.len() >= MAX_EXPECTED {
                 // Without a Sync in sight the backend would keep its answers to itself.
                 messages::framed(splice.insert(), frontend::FLUSH, &[]);
             }
@@ -89,14 +103,14 @@ impl Flow {
             self.request_rest = message.rest;
             self.request(backend, &message, splice)?;
             at = end;
-            self.answer_known(&mut |tag| messages::framed(replies, tag, &[]));
+            self.answer_known(&mut |tag, parts| messages::framed(replies, tag, parts));
         }
         Ok(Taken { consumed: at, terminated: false })
     }
 
-    /// So many answers are due that no more requests are taken.
+    /// No more requests are taken before there are answers: so many are due, or the backend has to be put right first.
     pub fn is_full(&self) -> bool {
-        self.expected.len() >= MAX_EXPECTED
+        self.barrier || matches!(self.retry, Retry::Failed(_)) || self.expected.len() >= MAX_EXPECTED
     }
 
     /// The last call to [`Flow::requests`] left something that it could have taken, had there been room for it.
@@ -141,6 +155,7 @@ impl Flow {
             frontend::PARSE if header.payload <= self.limits.max_prepared_size => header.payload,
             frontend::PARSE | frontend::BIND => NAME_BOUND,
             frontend::DESCRIBE | frontend::CLOSE => header.payload,
+            frontend::QUERY => QUERY_BOUND,
             _ => 0,
         }
     }
@@ -156,26 +171,31 @@ impl Flow {
             return Ok(());
         }
         match message.tag {
+            frontend::PARSE if self.plain => self.extended(Expected::Parse(ParseNote::Taken)),
+            frontend::BIND if self.plain => self.extended(Expected::Bind(None)),
+            frontend::DESCRIBE if self.plain => self.extended(Expected::Describe(None)),
+            frontend::CLOSE if self.plain => self.extended(Expected::Close),
+            frontend::QUERY if self.plain => {
+                self.figures.queries += 1;
+                self.expected.push_back(Expected::Query);
+            }
             frontend::PARSE => return self.parse(backend, message, splice),
             frontend::BIND => return self.bind(backend, message, splice),
             frontend::DESCRIBE => return self.describe(backend, message, splice),
             frontend::CLOSE => return self.close(backend, message, splice),
             frontend::EXECUTE => {
                 self.figures.queries += 1;
-                self.extended(Expected::Execute);
+                let tag = self.portal_tag(message.view);
+                self.extended(Expected::Execute(tag));
             }
             frontend::FLUSH => self.batch = Batch::Open,
             frontend::SYNC => self.sync(),
             frontend::QUERY => {
-                self.figures.queries += 1;
-                // A simple query drops the unnamed statement.
-                self.forget_unnamed();
-                backend.unnamed = None;
-                backend.dirty |= !message.is_whole() || scan::leaves_state(message.view);
-                self.expected.push_back(Expected::Query);
+                self.query(backend, message, splice);
+                return Ok(());
             }
             frontend::FUNCTION_CALL => {
-                backend.dirty = true;
+                self.state.note_opaque();
                 self.expected.push_back(Expected::FunctionCall);
             }
             frontend::COPY_DONE | frontend::COPY_FAIL => self.copy_end(),
@@ -183,6 +203,77 @@ impl Flow {
         }
         splice.pass(message.at, message.end);
         Ok(())
+    }
+
+    fn query(&mut self, backend: &mut BackendState, message: &Message<'_>, splice: &mut Splice<'_>) {
+        self.figures.queries += 1;
+        let text = message.view.strip_suffix(b"\0").unwrap_or(message.view);
+        let look = sql::look(text, self.state.standard_strings());
+        if let Some(tag) = look.as_ref().and_then(|look| self.deallocate(look)) {
+            return self.expected.push_back(Expected::KnownQuery(tag));
+        }
+        // A simple query drops the unnamed statement.
+        self.forget_unnamed();
+        backend.unnamed = None;
+        self.note(look.as_deref(), text);
+        if !message.is_whole() {
+            self.state.note_opaque();
+        }
+        let resets = look.as_ref().map_or(&[][..], |look| &look.resets);
+        if message.is_whole()
+            && let Some((restored, tags)) = self.state.restore(text, resets)
+        {
+            messages::framed(splice.insert(), frontend::QUERY, &[&restored, b"\0"]);
+            return self.expected.push_back(Expected::Restored(tags));
+        }
+        self.expected.push_back(Expected::Query);
+        splice.pass(message.at, message.end);
+    }
+
+    /// Notes what a statement that is about to run may do.
+    fn note(&mut self, look: Option<&Look>, text: &[u8]) {
+        if let Some(look) = look {
+            self.state.note(look);
+            if look.marks.contains(Marks::SEQUENCE_READ) {
+                self.shared.reads_sequences.store(true, Ordering::Relaxed);
+            }
+            self.barrier |= look.marks.contains(Marks::DISCARD_ALL) && !self.state.startup.is_empty();
+        }
+        if self.shared.reads_sequences.load(Ordering::Relaxed) && sql::may_advance_sequence(text) {
+            self.state.certain.insert(Pin::Sequence);
+        }
+    }
+
+    /// Whether a simple query does nothing but drop statements that only we know by their names: then its command tag.
+    fn deallocate(&mut self, look: &Look) -> Option<&'static str> {
+        if self.status == TransactionStatus::Failed {
+            return None;
+        }
+        match look.alone.as_ref()? {
+            Alone::Deallocate(name) => self.mine.remove(name.as_bytes()).map(|_| "DEALLOCATE"),
+            Alone::DeallocateAll if !self.state.held && self.unshared.is_empty() && self.state.doubt.is_empty() => {
+                self.mine.clear();
+                Some("DEALLOCATE ALL")
+            }
+            _ => None,
+        }
+    }
+
+    /// The command tag that the client expects for a portal, where it is not its statement's own.
+    fn portal_tag(&mut self, view: &[u8]) -> Option<&'static str> {
+        if self.portals.is_empty() {
+            return None;
+        }
+        let (portal, _) = cstr(view)?;
+        self.portals.iter().find(|(name, _)| **name == *portal).map(|(_, tag)| *tag)
+    }
+
+    /// A statement is bound to a portal, and runs soon.
+    fn bound(&mut self, portal: &[u8], look: Option<&Look>, tag: Option<&'static str>, rest: &[u8]) {
+        self.portals.retain(|(name, _)| **name != *portal);
+        self.portals.extend(tag.map(|tag| (portal.into(), tag)));
+        let text = cstr(rest).map_or(rest, |(text, _)| text);
+        self.note(look, text);
     }
 
     fn extended(&mut self, expected: Expected) {
@@ -222,13 +313,16 @@ impl Flow {
             splice.pass(message.at, message.end);
             return Ok(());
         }
+        let (rest, tag, look) = look_into(rest, &self.state);
         if name.is_empty() {
-            let unnamed = self.mine.set_unnamed(rest);
+            let unnamed = self.mine.set_unnamed(&rest, tag, look);
             backend.unnamed = Some(UnnamedOwner { session: self.session, version: unnamed.version });
-            backend.dirty |= unnamed.leaves_state;
             self.in_flight.sent(None, true);
             self.extended(Expected::Parse(ParseNote::Unnamed));
-            splice.pass(message.at, message.end);
+            match rest {
+                Cow::Borrowed(_) => splice.pass(message.at, message.end),
+                Cow::Owned(restored) => messages::parse(splice.insert(), b"", &restored),
+            }
             return Ok(());
         }
         if self.is_unshared(name) {
@@ -240,19 +334,27 @@ impl Flow {
             // PostgreSQL answers 42P05: so will it, when the name that the first one got is used again.
             let id = taken.id;
             self.ensure(backend, id, &taken.rest.clone(), splice);
-            messages::parse(splice.insert(), id.server_name().as_bytes(), rest);
+            messages::parse(splice.insert(), id.server_name().as_bytes(), &rest);
             self.extended(Expected::Parse(ParseNote::Taken));
             return Ok(());
         }
         if self.mine.len() >= self.limits.max_prepared_per_client {
             return Err(ClientFault::TooManyStatements(self.limits.max_prepared_per_client));
         }
-        let id = self.mine.prepare(name, rest, &self.shared).id;
+        let statement = self.shared.intern(&rest, self.state.parse_context(self.session), tag, || look);
+        let id = statement.id;
+        self.mine.insert(name, statement);
+        if let Retry::Possible(_) = self.retry {
+            self.retry_names.push(name.into());
+        }
         if backend.prepared.touch(id) {
             self.extended(Expected::KnownParse(name.into()));
         } else {
+            if backend.prepared.is_expired(id) {
+                self.inject_close(Some(id), splice);
+            }
             self.make_room(backend, id, splice);
-            messages::parse(splice.insert(), id.server_name().as_bytes(), rest);
+            messages::parse(splice.insert(), id.server_name().as_bytes(), &rest);
             // When it fails, the client's later batches have to fail as well.
             self.in_flight.sent(Some(id), false);
             self.extended(Expected::Parse(ParseNote::Named(name.into(), id)));
@@ -262,7 +364,7 @@ impl Flow {
 
     /// A statement that is not remembered goes on under the client's name for it, and keeps the client on its backend.
     fn parse_unshared(&mut self, backend: &mut BackendState, name: &[u8]) {
-        backend.dirty = true;
+        self.state.note_opaque();
         if name.is_empty() {
             backend.unnamed = Some(UnnamedOwner::SOMEBODY);
         } else if self.is_unshared(name) {
@@ -292,9 +394,13 @@ impl Flow {
         let (name, values) = cstr(after_portal).ok_or_else(malformed)?;
         if name.is_empty() {
             self.ensure_unnamed(backend, splice);
+            if let Some(unnamed) = self.mine.take_unnamed() {
+                self.bound(portal, unnamed.look.as_deref(), unnamed.tag, &unnamed.rest);
+                self.mine.put_unnamed(unnamed);
+            }
         } else if let Some(statement) = self.mine.get(name).cloned() {
             self.ensure(backend, statement.id, &statement.rest, splice);
-            backend.dirty |= statement.leaves_state;
+            self.bound(portal, statement.look.as_deref(), statement.tag, &statement.rest);
             let server_name = statement.id.server_name();
             let grown = server_name.len() - name.len().min(server_name.len());
             let shrunk = name.len().saturating_sub(server_name.len());
@@ -305,10 +411,13 @@ impl Flow {
             for part in [portal, b"\0", server_name.as_bytes(), b"\0", values] {
                 out.extend_from_slice(part);
             }
-            self.extended(Expected::Bind);
+            self.extended(Expected::Bind(Some(statement.id)));
             return Ok(());
+        } else {
+            // Made by SQL, or too long to be remembered.
+            self.note(Some(&Look { marks: Marks::EXECUTE, ..Look::default() }), b"");
         }
-        self.extended(Expected::Bind);
+        self.extended(Expected::Bind(None));
         splice.pass(message.at, message.end);
         Ok(())
     }
@@ -326,13 +435,13 @@ impl Flow {
                     self.ensure(backend, statement.id, &statement.rest, splice);
                     let server_name = statement.id.server_name();
                     messages::framed(splice.insert(), message.tag, &[b"S", server_name.as_bytes(), b"\0"]);
-                    self.extended(Expected::Describe);
+                    self.extended(Expected::Describe(Some(statement.id)));
                     return Ok(());
                 }
             }
             None => {}
         }
-        self.extended(Expected::Describe);
+        self.extended(Expected::Describe(None));
         splice.pass(message.at, message.end);
         Ok(())
     }
@@ -365,7 +474,7 @@ impl Flow {
         if there && !unsure {
             return;
         }
-        if unsure {
+        if unsure || backend.prepared.is_expired(id) {
             // Right whether it is there or not.
             self.inject_close(Some(id), splice);
         }
@@ -380,7 +489,6 @@ impl Flow {
         let unsure = self.in_flight.is_unsure(None);
         match self.mine.unnamed() {
             Some(unnamed) => {
-                backend.dirty |= unnamed.leaves_state;
                 let owner = Some(UnnamedOwner { session: self.session, version: unnamed.version });
                 if backend.unnamed != owner || unsure {
                     messages::parse(splice.insert(), b"", &unnamed.rest);

@@ -1,14 +1,18 @@
 //! The backend's half of the relay: which request its messages answer, and when everything is answered.
 
-use super::flow::{Batch, Expected, Flow, ParseNote, TransactionStatus};
-use super::scan;
+use std::sync::Arc;
+
+use super::flow::{Batch, Expected, Flow, ParseNote, Retry, TransactionStatus};
 use super::splice::Splice;
 use crate::backend::{BackendState, UnnamedOwner};
+use crate::metrics::Pin;
 use crate::wire::tag::backend as tag;
 use crate::wire::{HEADER, Header, PgError, ReadFault, Severity, messages};
 
-/// An ErrorResponse's severity and SQLSTATE come first: this much of it is looked at.
-const ERROR_VIEW: usize = 256;
+/// An ErrorResponse's severity and SQLSTATE come first, the routine that raised it last: this much of it is looked at.
+const ERROR_VIEW: usize = 2048;
+/// A parameter's name and value longer than this are not kept.
+const PARAMETER_BOUND: usize = 64 * 1024;
 /// A CommandComplete longer than this is none of PostgreSQL's.
 const TAG_BOUND: usize = 1024;
 
@@ -34,19 +38,64 @@ impl Flow {
             }
             let Some(header) = Header::read(&input[at..], i32::MAX as usize)? else { break };
             let available = input.len() - at - HEADER;
-            if available < header.payload.min(bytes_needed(header.tag)) {
+            let ahead = matches!(self.expected.front(), Some(Expected::Ahead)) && header.tag != tag::NOTIFICATION;
+            // Our own answers are short, and the client must not get the rest of one.
+            let needed = if ahead { header.payload } else { bytes_needed(header.tag) };
+            if available < header.payload.min(needed) {
                 break;
             }
             let in_view = available.min(header.payload);
             let end = at + HEADER + in_view;
-            if self.response(backend, header.tag, &input[at + HEADER..end])? {
-                splice.pass(at, end);
+            let view = &input[at + HEADER..end];
+            if ahead {
+                if self.answers_ahead(backend, header.tag, view) {
+                    self.tell(backend, splice.insert());
+                }
+            } else if self.response(backend, header.tag, view)? && self.passes() {
+                self.forward(header.tag, at, end, splice);
             }
             self.response_rest = header.payload - in_view;
             at = end;
-            self.answer_known(&mut |tag| messages::framed(splice.insert(), tag, &[]));
+            self.answer_known(&mut |tag, parts| messages::framed(splice.insert(), tag, parts));
         }
         Ok(at)
+    }
+
+    /// Notes a message that answers what was sent ahead; says whether it was the last one.
+    fn answers_ahead(&mut self, backend: &mut BackendState, tag: u8, view: &[u8]) -> bool {
+        match tag {
+            tag::PARAMETER_STATUS => backend.reported(view),
+            tag::ERROR => self.ahead_failed = Some(PgError::decode(view)),
+            tag::READY => {
+                self.expected.pop_front();
+                return !matches!(self.expected.front(), Some(Expected::Ahead));
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// Tells the client of parameters that the backend reports otherwise than the one before.
+    pub(super) fn tell(&mut self, backend: &BackendState, out: &mut Vec<u8>) {
+        if Arc::ptr_eq(&self.state.told, &backend.parameters) {
+            return;
+        }
+        for (name, value) in
+            backend.parameters.iter().filter(|(name, value)| self.state.told.get(*name) != Some(*value))
+        {
+            messages::framed(out, tag::PARAMETER_STATUS, &[name.as_bytes(), b"\0", value.as_bytes(), b"\0"]);
+        }
+        self.state.told = backend.parameters.clone();
+    }
+
+    /// Lets a message pass; a command tag as the client expects it.
+    fn forward(&mut self, tag: u8, at: usize, end: usize, splice: &mut Splice<'_>) {
+        match self.retagged.take() {
+            Some(command) if tag == tag::COMMAND_COMPLETE => {
+                messages::framed(splice.insert(), tag, &[command.as_bytes(), b"\0"]);
+            }
+            _ => splice.pass(at, end),
+        }
     }
 
     /// Notes one message; says whether the client gets it.
@@ -76,25 +125,35 @@ impl Flow {
                     self.settle(backend, statement, Some(true));
                 }
             }
-            (tag::BIND_COMPLETE, Some(Expected::Bind))
+            (tag::BIND_COMPLETE, Some(Expected::Bind(_)))
             | (tag::CLOSE_COMPLETE, Some(Expected::Close))
-            | (tag::ROW_DESCRIPTION | tag::NO_DATA, Some(Expected::Describe))
-            | (tag::EMPTY_QUERY | tag::PORTAL_SUSPENDED, Some(Expected::Execute)) => {
+            | (tag::ROW_DESCRIPTION | tag::NO_DATA, Some(Expected::Describe(_)))
+            | (tag::EMPTY_QUERY | tag::PORTAL_SUSPENDED, Some(Expected::Execute(_))) => {
                 self.expected.pop_front();
             }
             (tag::PARSE_COMPLETE | tag::BIND_COMPLETE | tag::CLOSE_COMPLETE, _) => {
                 return Err(ReadFault::Unexpected(tag));
             }
-            (tag::COMMAND_COMPLETE, front) => {
-                if matches!(front, Some(Expected::Execute)) {
-                    self.expected.pop_front();
+            (tag::COMMAND_COMPLETE, _) => {
+                match self.expected.front_mut() {
+                    Some(Expected::Execute(tag)) => {
+                        self.retagged = *tag;
+                        self.expected.pop_front();
+                    }
+                    Some(Expected::Restored(tags)) => self.retagged = tags.completed(),
+                    _ => {}
                 }
                 self.command_complete(backend, view);
             }
-            (tag::PARAMETER_STATUS, _) => backend.dirty = true,
-            (tag::ERROR, _) => self.error(backend, view),
+            (tag::PARAMETER_STATUS, _) => {
+                backend.reported(view);
+                self.state.told = backend.parameters.clone();
+                // Something has set it: we may have overlooked what.
+                self.state.doubt.all_parameters |= !self.plain && self.state.doubt.is_empty();
+            }
+            (tag::ERROR, _) => return Ok(self.error(backend, view)),
             (tag::COPY_IN | tag::COPY_BOTH, _) => self.copy_begins(),
-            (tag::READY, _) => self.ready(view)?,
+            (tag::READY, _) => return self.ready(view),
             _ => {}
         }
         Ok(true)
@@ -102,24 +161,50 @@ impl Flow {
 
     fn command_complete(&mut self, backend: &mut BackendState, view: &[u8]) {
         let command = view.strip_suffix(b"\0").unwrap_or(view);
-        backend.dirty |= scan::tag_leaves_state(command);
-        if scan::tag_drops_statements(command) {
-            self.mine.clear();
-            self.unshared.clear();
-            backend.prepared.clear();
-            // DEALLOCATE ALL leaves the unnamed statement alone.
-            backend.unnamed = Some(UnnamedOwner::SOMEBODY);
+        match command {
+            b"DISCARD ALL" | b"DEALLOCATE ALL" => {
+                self.mine.clear();
+                self.unshared.clear();
+                backend.prepared.clear();
+                // DEALLOCATE ALL leaves the unnamed statement alone.
+                backend.unnamed = Some(UnnamedOwner::SOMEBODY);
+                if command == b"DISCARD ALL" {
+                    self.state.certain.remove(Pin::Sequence);
+                }
+            }
+            b"DISCARD SEQUENCES" => self.state.certain.remove(Pin::Sequence),
+            b"LOAD" => self.state.certain.insert(Pin::Library),
+            _ => {}
         }
     }
 
-    /// In the extended protocol the backend now passes over everything up to Sync.
-    fn error(&mut self, backend: &mut BackendState, view: &[u8]) {
+    /// A statement of ours cannot be used as it is: the plan's result has changed (RevalidateCachedQuery in PostgreSQL), or
+    /// something has dropped it. It is prepared again when it is next used; says whether that can be at once.
+    fn expired(&mut self, backend: &mut BackendState, error: &PgError, view: &[u8]) -> bool {
+        let Some(Expected::Bind(Some(id)) | Expected::Describe(Some(id))) = self.expected.front() else { return false };
+        let outdated = error.code == "0A000" && memchr::memmem::find(view, b"RRevalidateCachedQuery\0").is_some();
+        let gone = error.code == "26000";
+        if outdated || gone {
+            backend.prepared.expire(*id, gone);
+        }
+        match self.retry {
+            Retry::Possible(got) if outdated || gone => self.retry = Retry::Failed(got),
+            _ => return false,
+        }
+        true
+    }
+
+    /// In the extended protocol the backend now passes over everything up to Sync. Says whether the client hears of it.
+    fn error(&mut self, backend: &mut BackendState, view: &[u8]) -> bool {
         let error = PgError::decode(view);
+        let expired = self.expired(backend, &error, view);
         self.fatal |= error.severity == Severity::Fatal;
-        self.figures.errors.push(error.code);
+        if !expired {
+            self.figures.errors.push(error.code);
+        }
         self.copy_in = false;
-        if matches!(self.expected.front(), Some(Expected::Query | Expected::FunctionCall | Expected::Sync)) {
-            return;
+        if self.expected.front().is_some_and(Expected::ends_with_ready) {
+            return true;
         }
         let sync = self.expected.iter().position(|expected| matches!(expected, Expected::Sync));
         if sync.is_none() && self.batch == Batch::Open {
@@ -129,6 +214,7 @@ impl Flow {
         for request in passed_over.into_iter().rev() {
             self.undo(request, backend);
         }
+        !expired
     }
 
     /// COPY data is due. A Sync that was sent before its end is ignored by the backend; an end that was sent already
@@ -149,12 +235,13 @@ impl Flow {
                 _ => index += 1,
             }
         }
-        if matches!(self.expected.front(), Some(Expected::Execute)) {
+        if matches!(self.expected.front(), Some(Expected::Execute(_))) {
             self.batch = Batch::Open;
         }
     }
 
-    fn ready(&mut self, view: &[u8]) -> Result<(), ReadFault> {
+    /// Says whether the client gets it.
+    fn ready(&mut self, view: &[u8]) -> Result<bool, ReadFault> {
         self.status = match view.first() {
             Some(b'I') => TransactionStatus::Idle,
             Some(b'T') => TransactionStatus::InTransaction,
@@ -163,7 +250,7 @@ impl Flow {
         };
         let answered = loop {
             match self.expected.pop_front() {
-                Some(answered @ (Expected::Sync | Expected::Query | Expected::FunctionCall)) => break answered,
+                Some(answered) if answered.ends_with_ready() => break answered,
                 Some(_) => {}
                 None => return Err(ReadFault::Unexpected(tag::READY)),
             }
@@ -176,10 +263,16 @@ impl Flow {
             self.batch = Batch::Synced;
         }
         self.copy_in = false;
+        if let Retry::Failed(got) = self.retry {
+            self.retry = Retry::Due(got);
+            return Ok(false);
+        }
+        self.retry = Retry::No;
+        self.barrier &= !self.expected.is_empty();
         if self.status == TransactionStatus::Idle {
             self.figures.transactions += 1;
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -189,6 +282,7 @@ fn bytes_needed(tag: u8) -> usize {
         tag::READY => 1,
         tag::COMMAND_COMPLETE => TAG_BOUND,
         tag::ERROR => ERROR_VIEW,
+        tag::PARAMETER_STATUS => PARAMETER_BOUND,
         _ => 0,
     }
 }

@@ -1,15 +1,24 @@
 //! Protocol-level prepared statements: what one client calls them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::scan;
-use crate::backend::{Statement, Statements};
+use super::state::SessionState;
+use crate::backend::Statement;
+use crate::sql::{self, Look};
 use crate::wire::cstr;
 
-/// The text in Parse's payload after the name.
-fn query_text(rest: &[u8]) -> &[u8] {
-    cstr(rest).map_or(rest, |(text, _)| text)
+/// What a Parse's payload after the name says: the same with the client's own values for resets where there are any, the
+/// command tag that the client expects then, and what running it may do.
+pub fn look_into<'a>(rest: &'a [u8], state: &SessionState) -> (Cow<'a, [u8]>, Option<&'static str>, Option<Box<Look>>) {
+    let (text, types) = cstr(rest).unwrap_or((rest, b""));
+    let look = sql::look(text, state.standard_strings());
+    let resets = look.as_ref().map_or(&[][..], |look| &look.resets);
+    match state.restore(text, resets) {
+        Some((restored, tags)) => ([&restored, &b"\0"[..], types].concat().into(), tags.first(), look),
+        None => (rest.into(), None, look),
+    }
 }
 
 /// One client's statements by its own names.
@@ -25,7 +34,8 @@ pub struct ClientStatements {
 pub struct Unnamed {
     pub version: u64,
     pub rest: Box<[u8]>,
-    pub leaves_state: bool,
+    pub look: Option<Box<Look>>,
+    pub tag: Option<&'static str>,
 }
 
 impl ClientStatements {
@@ -41,26 +51,27 @@ impl ClientStatements {
         self.named.insert(name.into(), statement);
     }
 
-    /// The pool's copy of a statement, under this client's name for it.
-    pub fn prepare(&mut self, name: &[u8], rest: &[u8], shared: &Statements) -> Arc<Statement> {
-        let statement = shared.intern(rest, || scan::leaves_state(query_text(rest)));
-        self.insert(name, statement.clone());
-        statement
-    }
-
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         self.named.remove(name)
     }
 
     /// A new unnamed statement replaces the one before.
-    pub fn set_unnamed(&mut self, rest: &[u8]) -> &Unnamed {
+    pub fn set_unnamed(&mut self, rest: &[u8], tag: Option<&'static str>, look: Option<Box<Look>>) -> &Unnamed {
         self.versions += 1;
-        let leaves_state = scan::leaves_state(query_text(rest));
-        self.unnamed.insert(Unnamed { version: self.versions, rest: rest.into(), leaves_state })
+        self.unnamed.insert(Unnamed { version: self.versions, rest: rest.into(), look, tag })
     }
 
     pub fn unnamed(&self) -> Option<&Unnamed> {
         self.unnamed.as_ref()
+    }
+
+    /// Takes the unnamed statement out for a moment.
+    pub fn take_unnamed(&mut self) -> Option<Unnamed> {
+        self.unnamed.take()
+    }
+
+    pub fn put_unnamed(&mut self, unnamed: Unnamed) {
+        self.unnamed = Some(unnamed);
     }
 
     pub fn forget_unnamed(&mut self) {

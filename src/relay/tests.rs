@@ -38,7 +38,10 @@ impl Line {
     }
 
     fn of_session(session: u32, shared: &Arc<Statements>) -> Self {
-        Line { flow: Flow::new(session, LIMITS, shared.clone()), backend: BackendState::default() }
+        Line {
+            flow: Flow::new(session, LIMITS, false, SessionState::default(), shared.clone()),
+            backend: BackendState::default(),
+        }
     }
 
     /// What the backend gets, and what we answer.
@@ -78,7 +81,7 @@ fn a_simple_query_is_over_at_ready() {
     line.server(&[READY]);
     assert!(line.flow.is_free());
     assert_eq!(line.flow.take_figures(), Figures { queries: 1, transactions: 1, errors: vec![] });
-    assert!(!line.backend.dirty);
+    assert!(!line.flow.state.opaque);
 }
 
 #[test]
@@ -287,23 +290,25 @@ fn messages_longer_than_a_read_pass_in_pieces() {
     assert!(line.flow.request_rest > 0);
     assert_eq!(line.client(&query[100..]).0, query[100..]);
     assert_eq!(line.flow.request_rest, 0);
-    assert!(line.backend.dirty, "a text that was not seen whole is in doubt");
+    assert!(line.flow.state.opaque, "a text that was not seen whole is in doubt");
 }
 
 #[test]
 fn state_that_outlives_a_transaction_is_noticed() {
-    for (tag, payload) in [(b'C', &b"SET\0"[..]), (b'S', b"TimeZone\0UTC\0"), (b'C', b"LISTEN\0")] {
-        let mut line = Line::new();
-        line.client(&message(b'Q', b"SELECT f()\0"));
-        line.server(&[(tag, payload), READY]);
-        assert!(line.backend.dirty);
-    }
+    let mut line = Line::new();
+    line.client(&message(b'Q', b"SELECT f()\0"));
+    line.server(&[(b'S', b"TimeZone\0UTC\0"), READY]);
+    assert!(line.flow.state.doubt.all_parameters, "something has set a parameter out of sight");
+    let mut line = Line::new();
+    line.client(&message(b'F', b"\0\0\0\x01\0\0\0\0\0\0"));
+    assert!(line.flow.state.opaque);
     let mut line = Line::new();
     line.client(&all(&[(b'P', b"a\0SELECT set_config('x','y',false)\0\0\0"), SYNC]));
     line.server(&[(b'1', b""), READY]);
+    assert!(line.flow.state.doubt.is_empty());
     line.switch_backend(&mut BackendState::default());
     line.client(&all(&[(b'B', b"\0a\0"), SYNC]));
-    assert!(line.backend.dirty);
+    assert_eq!(line.flow.state.doubt.parameters, ["x"]);
 }
 
 #[test]

@@ -1,27 +1,31 @@
 //! Step 6: wait for a request, check out a backend, relay until the transaction is over, release; until the end.
 
+mod begun;
 mod refuse;
+mod settle;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Instant;
 
+use begun::Begun;
+use settle::Pinned;
+
 use super::welcome::{Welcomed, always_reset};
 use super::{Client, Context, Peer};
 use crate::backend::CommandError;
 use crate::config::PoolMode;
-use crate::metrics::{ErrorSource, ProtocolViolation};
+use crate::metrics::{ErrorSource, Pin, ProtocolViolation};
 use crate::net::Endpoint;
 use crate::pool::{Checkout, CheckoutError};
-use crate::relay::{Broken, ClientFault, Exchange, Flow, FlowLimits, Moved, Outcome, TransactionStatus};
+use crate::relay::{
+    Broken, ClientFault, Exchange, Flow, FlowLimits, Moved, Outcome, QUERY_BOUND, SessionState, TransactionStatus,
+};
 use crate::sessions::{Order, WaitOver};
 use crate::wire::tag::frontend;
 use crate::wire::{HEADER, Header, PgError, sqlstate};
-
-/// A request this long need not be here whole before it gets a backend, unless it has to be looked at whole.
-const WHOLE_REQUEST: usize = 16 * 1024;
 
 /// With so many bytes of answers to take, a client gets no further ones.
 const MAX_UNSENT: usize = 64 * 1024;
@@ -46,6 +50,10 @@ struct Serving<'a> {
     session: Welcomed,
     context: &'a Context,
     total: Total,
+    /// A transaction without a backend.
+    begun: Begun,
+    /// Why the session keeps its backend in transaction mode.
+    pinned: Option<Pinned>,
 }
 
 /// Figures for the log line.
@@ -69,11 +77,14 @@ pub(super) async fn requests(client: Client, session: Welcomed, begun: Instant, 
             max_prepared_size: limits.max_prepared_size,
         }
     };
-    let flow = Flow::new(session.registration.pid, limits, session.pool.statements.clone());
+    let plain = session.mode == PoolMode::Session;
+    let state = SessionState::new(session.settings.clone(), session.told.clone());
+    let flow = Flow::new(session.registration.pid, limits, plain, state, session.pool.statements.clone());
     session.tenant.stats.clients.fetch_add(1, Ordering::Relaxed);
     let tls = stream.is_tls();
     let client = Endpoint::new(stream, received.to_vec());
-    let mut serving = Serving { client, flow, session, context, total: Total::default() };
+    let mut serving =
+        Serving { client, flow, session, context, total: Total::default(), begun: Begun::No, pinned: None };
     let end = serving.run().await;
     serving.close(&end).await;
     serving.session.tenant.stats.clients.fetch_sub(1, Ordering::Relaxed);
@@ -105,7 +116,8 @@ impl Serving<'_> {
         if self.session.kept.is_some() {
             return Ok(());
         }
-        let Serving { client, session, context, flow, .. } = self;
+        let late = self.begins_late();
+        let Serving { client, session, context, flow, begun, .. } = self;
         let max = context.config.load().limits.max_message as usize;
         poll_fn(|cx| {
             loop {
@@ -117,13 +129,16 @@ impl Serving<'_> {
                 let takes_its_answers = client.unsent() <= MAX_UNSENT;
                 match first_request(client.received(), max, flow) {
                     Err(end) => return Poll::Ready(Err(end)),
-                    Ok(true) if takes_its_answers => match answer_alone(client, flow) {
-                        true => continue,
-                        false => return Poll::Ready(Ok(())),
-                    },
+                    Ok(true) if takes_its_answers => {
+                        match answer_alone(client, flow) || late && begun.answer(client, flow) {
+                            true => continue,
+                            false => return Poll::Ready(Ok(())),
+                        }
+                    }
                     Ok(_) => {}
                 }
-                if session.registration.poll_ordered(cx) != Order::GoOn {
+                let order = session.registration.poll_ordered(cx);
+                if order == Order::End || order == Order::Finish && *begun == Begun::No {
                     return Poll::Ready(Err(End::Told(farewell(session))));
                 }
                 if !takes_its_answers {
@@ -140,9 +155,11 @@ impl Serving<'_> {
 
     /// A backend that suits this session.
     async fn backend(&mut self) -> Result<Checkout, NoBackend> {
+        if let Some(error) = self.begun.refusal() {
+            return Err(NoBackend::Refused(error));
+        }
         if let Some(kept) = self.session.kept.take() {
-            self.session.registration.runs_on(&kept.cancel);
-            return Ok(kept);
+            return self.ready(kept).await;
         }
         let registration = &self.session.registration;
         registration.waits();
@@ -157,34 +174,69 @@ impl Serving<'_> {
                 WaitOver::Ended => NoBackend::End(End::Told(farewell(&self.session))),
             }),
         };
-        let always = always_reset(&self.session.pool);
-        match checkout.adopt(registration.pid, &self.session.settings, always).await {
-            Ok(()) => {
-                registration.runs_on(&checkout.cancel);
-                Ok(checkout)
-            }
-            Err(CommandError::Refused(error)) => {
-                checkout.release();
-                Err(NoBackend::Refused(error))
-            }
-            Err(error) => {
-                tracing::warn!(tenant = self.session.tenant.id.as_str(), %error, "backend lost");
-                let text = "could not connect to the tenant's database";
-                Err(NoBackend::Refused(PgError::error(sqlstate::CONNECTION_FAILURE, text)))
+        match checkout.serve(registration.pid, always_reset(&self.session.pool)).await {
+            Ok(()) => self.ready(checkout).await,
+            Err(error) => Err(self.lost(&error)),
+        }
+    }
+
+    /// Puts the session's parameters in force, with the request where that can do no harm, and begins the transaction.
+    async fn ready(&mut self, mut checkout: Checkout) -> Result<Checkout, NoBackend> {
+        let wanted = &self.session.settings;
+        if self.session.mode != PoolMode::Session
+            && let Some(change) = checkout.change_to(wanted)
+        {
+            if change.may_fail {
+                match checkout.adopt(wanted).await {
+                    Ok(()) => {}
+                    Err(CommandError::Refused(error)) => {
+                        checkout.release();
+                        return Err(NoBackend::Refused(error));
+                    }
+                    Err(error) => return Err(self.lost(&error)),
+                }
+            } else {
+                checkout.in_force = wanted.clone();
+                self.flow.send_ahead(change.sql);
             }
         }
+        if let Some(words) = self.begun.take() {
+            self.flow.send_ahead(words);
+        }
+        if !self.flow.is_ahead() {
+            self.session.registration.runs_on(&checkout.cancel);
+        }
+        Ok(checkout)
+    }
+
+    fn lost(&self, error: &CommandError) -> NoBackend {
+        tracing::warn!(tenant = self.session.tenant.id.as_str(), %error, "backend lost");
+        let text = "could not connect to the tenant's database";
+        NoBackend::Refused(PgError::error(sqlstate::CONNECTION_FAILURE, text))
     }
 
     /// One exchange, and what becomes of its backend.
     async fn relay(&mut self, mut checkout: Checkout) -> Result<(), End> {
-        let Serving { client, flow, session, context, total } = self;
+        let Serving { client, flow, session, context, total, pinned, .. } = self;
         let begun = Instant::now();
         let metrics = session.pool.metrics();
         checkout.busy();
-        let mut exchange = Exchange::new(client, &mut checkout, flow, session.mode, metrics);
         let registration = &session.registration;
+        let cancel = checkout.cancel.clone();
+        let mut ahead = flow.is_ahead();
+        let mut too_long = pinned.as_ref().and_then(|pinned| pin_deadline(session, pinned));
+        let mut exchange = Exchange::new(client, &mut checkout, flow, session.mode, metrics);
         let result = exchange
             .run(|cx, flow, moved| {
+                if ahead && !flow.is_ahead() {
+                    ahead = false;
+                    registration.runs_on(&cancel);
+                }
+                if let Some(deadline) = &mut too_long
+                    && deadline.as_mut().poll(cx).is_ready()
+                {
+                    registration.finish();
+                }
                 // A session that keeps its backend is one long exchange: it is counted as it goes.
                 if flow.at_rest() {
                     total.add(flow, std::mem::take(moved), session, context);
@@ -201,8 +253,7 @@ impl Serving<'_> {
             Ok(Outcome::Free) => {
                 self.session.registration.runs_nothing().await;
                 checkout.at_rest();
-                checkout.release();
-                Ok(())
+                self.settle(checkout).await
             }
             Ok(Outcome::Terminated) => {
                 self.leave(checkout).await;
@@ -218,7 +269,7 @@ impl Serving<'_> {
             }
             Ok(Outcome::Interrupted) => {
                 self.leave(checkout).await;
-                Err(End::Told(farewell(&self.session)))
+                Err(End::Told(self.farewell()))
             }
             Err(Broken::Client(_)) => {
                 self.leave(checkout).await;
@@ -230,13 +281,31 @@ impl Serving<'_> {
             }
             Err(Broken::Backend(error)) => Err(End::BackendLost(error.to_string())),
             Err(Broken::BackendFault(fault)) => Err(End::BackendLost(fault.to_string())),
+            Err(Broken::Ahead(error)) => {
+                tracing::error!(tenant = self.session.tenant.id.as_str(), %error, "session state not restored");
+                Err(End::Told(error.with_severity(crate::wire::Severity::Fatal).with_hint(
+                    "The session's parameters could not be put in force on another backend. Connect again.",
+                )))
+            }
         }
+    }
+
+    /// What a session that is told to end tells its client.
+    fn farewell(&self) -> PgError {
+        let overstayed = self.pinned.as_ref().is_some_and(|pinned| {
+            let max = self.session.tenant.record().pool.max_pin_time;
+            max.is_some_and(|max| pinned.since.elapsed() >= max)
+        });
+        if overstayed { self.pinned_too_long() } else { farewell(&self.session) }
     }
 
     /// The client leaves its backend behind: what is clean, or can be made so, goes back to the pool.
     async fn leave(&mut self, mut checkout: Checkout) {
         self.session.registration.runs_nothing().await;
-        if !self.flow.at_rest() || checkout.endpoint.has_unsent() || self.session.pool.name.walsender.is_some() {
+        // Some things not even DISCARD ALL takes away.
+        let stays = [Pin::Library, Pin::Seed, Pin::Foreign].iter().any(|pin| self.flow.state.certain.contains(*pin));
+        let broken = !self.flow.at_rest() || checkout.endpoint.has_unsent();
+        if broken || stays || self.session.pool.name.walsender.is_some() {
             return;
         }
         checkout.at_rest();
@@ -246,7 +315,9 @@ impl Serving<'_> {
             }
             // Locks and temporary tables of a whole session are not left to the next one's checkout; and in a whole
             // session there is room for much that we do not see.
-            if self.session.mode == PoolMode::Session || checkout.state.dirty || !self.flow.is_free() {
+            let state = &self.flow.state;
+            let unsettled = state.held || !state.doubt.is_empty() || state.opaque || self.flow.has_unshared();
+            if self.session.mode == PoolMode::Session || checkout.state.dirty || unsettled || !self.flow.is_free() {
                 checkout.reset().await?;
             }
             Ok::<(), CommandError>(())
@@ -361,13 +432,19 @@ fn refusal(error: &CheckoutError) -> PgError {
     error.to_client().with_severity(crate::wire::Severity::Error)
 }
 
+/// When a pinned session has kept its backend too long.
+fn pin_deadline(session: &Welcomed, pinned: &Pinned) -> Option<std::pin::Pin<Box<tokio::time::Sleep>>> {
+    let max = session.tenant.record().pool.max_pin_time?;
+    Some(Box::pin(tokio::time::sleep_until((pinned.since + max).into())))
+}
+
 /// Whether the first request is here as far as it has to be. A client that sends slowly holds no backend meanwhile.
 fn first_request(received: &[u8], max: usize, flow: &Flow) -> Result<bool, End> {
     match Header::read(received, max) {
         Ok(None) => Ok(false),
         Ok(Some(header)) if header.tag == frontend::TERMINATE => Err(End::Terminated),
         Ok(Some(header)) => {
-            let needed = flow.bytes_needed(header).max(WHOLE_REQUEST);
+            let needed = flow.bytes_needed(header).max(QUERY_BOUND);
             Ok(received.len() >= HEADER + header.payload.min(needed))
         }
         Err(fault) => Err(End::ClientFault(fault.into())),

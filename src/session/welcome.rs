@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::authenticate::Proven;
 use super::{Client, Context, Rejection};
-use crate::backend::{CommandError, Settings};
+use crate::backend::{CommandError, Parameters, Settings};
 use crate::config::PoolMode;
 use crate::metrics::{AuthMethod, AuthResult};
-use crate::pool::{Checkout, Parameters, Pool, PoolName, Walsender};
+use crate::pool::{Checkout, Pool, PoolName, Walsender};
 use crate::sessions::{Order, Registration};
 use crate::tenant::Tenant;
 use crate::wire::{PgError, Severity, messages, sqlstate};
@@ -19,7 +19,10 @@ pub struct Welcomed {
     pub role: String,
     pub pool: Arc<Pool>,
     pub mode: PoolMode,
+    /// The session's parameters; at first those that the client began with.
     pub settings: Arc<Settings>,
+    /// The parameters that the client was told.
+    pub told: Arc<Parameters>,
     pub registration: Registration,
     /// The backend of a session that keeps it.
     pub kept: Option<Checkout>,
@@ -43,9 +46,7 @@ pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context)
         .register(tenant.clone(), startup.protocol.cancel_key_length())
         .map_err(|error| unavailable(PgError::fatal("XX000", format!("no random bytes: {error}"))))?;
     let known = pool.welcome(&settings);
-    if let Some((shared, _)) = &known {
-        settings = shared.clone();
-    }
+    settings = known.as_ref().map_or_else(|| pool.share_settings(&settings), |(shared, _)| shared.clone());
     let (parameters, kept) = match known {
         Some((_, parameters)) if mode != PoolMode::Session => (parameters, None),
         _ => introduce(&pool, &registration, &settings, mode).await?,
@@ -60,7 +61,7 @@ pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context)
     if context.drain.phase() != crate::drain::Phase::Running || tenant.is_retired() {
         context.sessions.order(Order::Finish, |session| session.pid == registration.pid);
     }
-    Ok(Welcomed { tenant, role, pool, mode, settings, registration, kept })
+    Ok(Welcomed { tenant, role, pool, mode, settings, told: parameters, registration, kept })
 }
 
 /// Takes a backend, puts the client's parameters in force and sees what it reports.
@@ -72,7 +73,11 @@ async fn introduce(
 ) -> Result<(Arc<Parameters>, Option<Checkout>), Rejection> {
     let mut checkout =
         pool.checkout().await.map_err(|error| unavailable(error.to_client().with_severity(Severity::Fatal)))?;
-    if let Err(error) = checkout.adopt(registration.pid, settings, always_reset(pool)).await {
+    let adopted = match checkout.serve(registration.pid, always_reset(pool)).await {
+        Ok(()) => checkout.adopt(settings).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = adopted {
         return Err(match error {
             CommandError::Refused(error) => {
                 // A parameter that the client got wrong is not the backend's fault.
@@ -87,7 +92,8 @@ async fn introduce(
             }
         });
     }
-    let parameters = Arc::new(checkout.parameters.clone());
+    let parameters = pool.share_parameters(&checkout.state.parameters);
+    checkout.state.parameters = parameters.clone();
     pool.remember_welcome(settings.clone(), parameters.clone());
     if mode == PoolMode::Session {
         return Ok((parameters, Some(checkout)));

@@ -68,7 +68,7 @@ async fn wrong_startup_packets() {
     let scene = Scene::new().await;
     let proxy = Proxy::start(scene.files().set("auth.login_timeout", "2s")).await;
     let mut bystander = connect(&proxy, &scene.acme).await;
-    bystander.query("BEGIN").await.unwrap();
+    bystander.query("BEGIN; SELECT 1").await.unwrap();
     for (name, packet) in wrong_packets() {
         let begun = Instant::now();
         let answer = exchange(proxy.address(), &packet, false).await;
@@ -172,7 +172,7 @@ async fn wrong_messages_of_a_session() {
     let scene = Scene::new().await;
     let proxy = Proxy::start(scene.files().set("limits.max_message", "64KiB")).await;
     let mut bystander = connect(&proxy, &scene.acme).await;
-    bystander.query("BEGIN").await.unwrap();
+    bystander.query("BEGIN; SELECT 1").await.unwrap();
     let header = |tag: u8, length: i32| [&[tag][..], &length.to_be_bytes()].concat();
     let wrong = [
         ("unknown type", frontend::message(b'y', b"x")),

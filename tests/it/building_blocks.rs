@@ -171,7 +171,7 @@ async fn the_wire_client_speaks_the_extended_protocol() {
     assert_eq!(messages[5].row(), [Some("x".to_owned()), None]);
     assert_eq!(messages[9].status(), 'I');
 
-    wire.query("BEGIN").await.unwrap();
+    wire.query("BEGIN; SELECT 1").await.unwrap();
     wire.send(&frontend::query("SELECT 1/0")).await.unwrap();
     let error = wire.expect_error("22012").await;
     assert_eq!((error.severity(), error.message()), ("ERROR", "division by zero"));

@@ -36,7 +36,7 @@ async fn the_right_query_is_cancelled() {
     sleeping(&stage, "2").await;
     assert_eq!(clients[1].value("SELECT 1").await, "1");
     // In a transaction, by the extended protocol.
-    clients[1].query("BEGIN").await.unwrap();
+    clients[1].query("BEGIN; SELECT 1").await.unwrap();
     clients[1].send(&[parse("", SLEEP), bind("", "", &[]), execute("", 0), sync()].concat()).await.unwrap();
     sleeping(&stage, "3").await;
     cancel(stage.proxy.address(), clients[1].key.as_ref().unwrap()).await.unwrap();
@@ -74,7 +74,7 @@ async fn a_driver_cancels() {
 async fn a_cancel_ends_the_wait_for_a_backend() {
     let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
     let (mut holder, mut waiter) = (stage.client().await, stage.client().await);
-    holder.query("BEGIN").await.unwrap();
+    holder.query("BEGIN; SELECT 1").await.unwrap();
     for extended in [false, true] {
         let request = [parse("", "SELECT 1"), bind("", "", &[]), execute("", 0), sync()].concat();
         waiter.send(&if extended { request } else { query("SELECT 1") }).await.unwrap();

@@ -31,7 +31,7 @@ async fn sigterm_lets_transactions_finish() {
     assert_eq!(http_get(served.http, "/readyz").await.0, 200);
     let (mut idle, mut open) = (client(served.address, &tenant).await, client(served.address, &tenant).await);
     let (mut asking, mut waiting) = (client(served.address, &tenant).await, client(served.address, &tenant).await);
-    open.query("BEGIN").await.unwrap();
+    open.query("BEGIN; SELECT 1").await.unwrap();
     asking.send(&query("SELECT pg_sleep(1)")).await.unwrap();
     let asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
     eventually!(postgres.sql("app", asleep).await.unwrap().len() == 1);
@@ -98,7 +98,7 @@ async fn a_second_signal_ends_at_once() {
         let files = ProxyFiles::new().set("drain.timeout", "1min").instance("one", &postgres).tenant(&tenant);
         let mut served = Served::start(files).await;
         let (mut idle, mut open) = (client(served.address, &tenant).await, client(served.address, &tenant).await);
-        open.query("BEGIN").await.unwrap();
+        open.query("BEGIN; SELECT 1").await.unwrap();
         served.signal(signals[0]);
         told_to_go(&mut idle).await;
         // A reload in between does not count.
@@ -118,7 +118,7 @@ async fn sessions_that_keep_their_backend_end_between_transactions() {
     let stage = Stage::new(&[("pool.mode", "session".into())]).await;
     let (mut idle, mut open) = (stage.client().await, stage.client().await);
     idle.query("SET work_mem = '7MB'").await.unwrap();
-    open.query("BEGIN").await.unwrap();
+    open.query("BEGIN; SELECT 1").await.unwrap();
     // A session that has never asked for anything.
     let mut silent = stage.client().await;
     let Stage { proxy, postgres, tenant } = stage;

@@ -98,7 +98,7 @@ async fn a_backend_that_dies_is_told_in_the_instances_own_words() {
     };
     // In a transaction, idle: the client hears of it without asking, as it would from PostgreSQL itself.
     let mut wire = stage.client().await;
-    wire.query("BEGIN").await.unwrap();
+    wire.query("BEGIN; SELECT 1").await.unwrap();
     kill("state = 'idle in transaction'").await;
     assert_eq!(last_words(&mut wire).await, [("FATAL".to_owned(), "57P01".to_owned())]);
     assert_eq!(other.value("SELECT 1").await, "1");
@@ -116,7 +116,7 @@ async fn a_backend_that_dies_is_told_in_the_instances_own_words() {
     assert_eq!(last_words(&mut wire).await, [("FATAL".to_owned(), "57P01".to_owned())]);
     // The driver hears the same.
     let driver = stage.driver().await;
-    driver.batch_execute("BEGIN").await.unwrap();
+    driver.batch_execute("BEGIN; SELECT 1").await.unwrap();
     kill("state = 'idle in transaction'").await;
     let error = driver.batch_execute("SELECT 1").await.unwrap_err();
     assert!(error.is_closed() || error.code().is_some_and(|code| code.code() == "57P01"), "{error:?}");
@@ -392,7 +392,7 @@ async fn an_instance_behind_a_black_hole_costs_a_timeout_once_and_recovers() {
     link.set(Fault::None).await;
     eventually!(wire.query("SELECT 1").await.is_ok());
     // A black hole under a transaction: the client waits as it would without us, and goes on when it is lifted.
-    wire.query("BEGIN").await.unwrap();
+    wire.query("BEGIN; SELECT 1").await.unwrap();
     link.set(Fault::BlackHole).await;
     wire.send(&query("SELECT 1")).await.unwrap();
     assert!(wire.is_silent(Duration::from_millis(100)).await);
@@ -423,7 +423,7 @@ async fn a_fast_shutdown_of_the_instance_is_told() {
     let stage = Stage::new(&[]).await;
     let (mut idle, mut busy, mut open) = (stage.client().await, stage.client().await, stage.client().await);
     busy.send(&query("SELECT pg_sleep(60)")).await.unwrap();
-    open.query("BEGIN").await.unwrap();
+    open.query("BEGIN; SELECT 1").await.unwrap();
     eventually!(stage.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'").await.len() == 1);
     stage.postgres.stop().await;
     for wire in [&mut busy, &mut open] {

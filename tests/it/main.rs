@@ -27,3 +27,4 @@ mod routing;
 mod startup;
 mod state;
 mod tidy;
+mod transparent;

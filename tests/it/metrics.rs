@@ -59,9 +59,9 @@ async fn every_figure_moves_with_what_it_counts() {
     let (mut one, mut two, mut three) = (stage.client().await, stage.client().await, stage.client().await);
 
     // 3 simple queries and 2 executions; 1 explicit and 3 implicit transactions.
-    one.query("BEGIN").await.unwrap();
+    one.query("BEGIN; SELECT 1").await.unwrap();
     one.query("SELECT 1").await.unwrap();
-    two.query("BEGIN").await.unwrap();
+    two.query("BEGIN; SELECT 1").await.unwrap();
     let now = scrape(&stage.proxy).await;
     assert_eq!(sum(&now, &["pgtenant_clients"]), 3.0);
     assert_eq!(sum(&now, &["pgtenant_tenant_clients{", OF_ACME]), 3.0);

@@ -134,7 +134,7 @@ async fn an_idle_backend_gives_way_to_another_role_at_the_bound() {
     let mut one = client(proxy.address(), &tenant).await;
     let mut two = client(proxy.address(), &tenant).await;
     for client in [&mut one, &mut two] {
-        client.query("BEGIN").await.unwrap();
+        client.query("BEGIN; SELECT 1").await.unwrap();
     }
     for client in [&mut one, &mut two] {
         client.query("COMMIT").await.unwrap();
@@ -155,7 +155,7 @@ async fn clients_are_served_in_the_order_they_came() {
     stage.sql("CREATE SEQUENCE turn; GRANT ALL ON turn TO app").await;
     let mut holder = stage.client().await;
     let mut waiting = clients(&stage, 8).await;
-    holder.query("BEGIN").await.unwrap();
+    holder.query("BEGIN; SELECT 1").await.unwrap();
     for (index, client) in waiting.iter_mut().enumerate() {
         client.send(&query("SELECT nextval('turn')")).await.unwrap();
         stage.waiting(index as f64 + 1.0).await;
@@ -173,7 +173,7 @@ async fn clients_are_served_in_the_order_they_came() {
 async fn a_wait_that_takes_too_long_is_an_error_and_the_session_stays() {
     let stage = Stage::new(&[("pool.max_backends", 1.into()), ("pool.queue_timeout", "200ms".into())]).await;
     let (mut holder, mut wire, driver) = (stage.client().await, stage.client().await, stage.driver().await);
-    holder.query("BEGIN").await.unwrap();
+    holder.query("BEGIN; SELECT 1").await.unwrap();
 
     let begin = Instant::now();
     let error = wire.query("SELECT 1").await.unwrap_err();
@@ -222,7 +222,7 @@ async fn idle_backends_go_and_the_minimum_stays() {
     let stage = Stage::new(&[("pool.min_backends", 2.into()), ("pool.idle_timeout", "1s".into())]).await;
     let mut clients = clients(&stage, 4).await;
     for client in &mut clients {
-        client.query("BEGIN").await.unwrap();
+        client.query("BEGIN; SELECT 1").await.unwrap();
     }
     assert_eq!(stage.backends().await, 4);
     for client in &mut clients {
@@ -243,7 +243,7 @@ async fn idle_backends_go_and_the_minimum_stays() {
 async fn backends_end_at_the_first_release_after_their_lifetime() {
     let stage = Stage::new(&[("pool.lifetime", "1s".into())]).await;
     let mut wire = stage.client().await;
-    wire.query("BEGIN").await.unwrap();
+    wire.query("BEGIN; SELECT 1").await.unwrap();
     let first = wire.value("SELECT pg_backend_pid()").await;
     wire.query("SELECT pg_sleep(1.1)").await.unwrap();
     assert_eq!(wire.value("SELECT pg_backend_pid()").await, first, "a transaction keeps its backend");
@@ -259,7 +259,7 @@ async fn idle_backends_that_were_killed_are_not_handed_out() {
     let mut clients = clients(&stage, 3).await;
     for round in 0..5 {
         for client in &mut clients {
-            client.query("BEGIN").await.unwrap();
+            client.query("BEGIN; SELECT 1").await.unwrap();
         }
         for client in &mut clients {
             client.query("COMMIT").await.unwrap();
@@ -282,7 +282,7 @@ async fn transaction_mode_gives_a_backend_to_each_transaction() {
     let (mut one, mut two) = (stage.client().await, stage.client().await);
     let pid = one.value("SELECT pg_backend_pid()").await;
     assert_eq!(two.value("SELECT pg_backend_pid()").await, pid);
-    one.query("BEGIN").await.unwrap();
+    one.query("BEGIN; SELECT 1").await.unwrap();
     assert_eq!(two.failure("SELECT 1").await, "53300");
     assert_eq!(one.failure("SELECT 1/0").await, "22012");
     assert_eq!(two.failure("SELECT 1").await, "53300", "a failed transaction is still one");
@@ -309,7 +309,7 @@ async fn session_mode_gives_a_backend_to_each_client() {
     assert!(third.is_closed().await);
 
     // Without a goodbye, in the middle of a transaction.
-    one.query("BEGIN").await.unwrap();
+    one.query("BEGIN; SELECT 1").await.unwrap();
     drop(one);
     let mut third = stage.client().await;
     assert_eq!(third.value("SELECT pg_backend_pid()").await, pid, "what can be cleaned is kept");

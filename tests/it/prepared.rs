@@ -27,7 +27,7 @@ impl Two {
         let mut holders = [stage.client().await, stage.client().await];
         let mut backends = [String::new(), String::new()];
         for (holder, backend) in holders.iter_mut().zip(&mut backends) {
-            holder.query("BEGIN").await.unwrap();
+            holder.query("BEGIN; SELECT 1").await.unwrap();
             *backend = holder.value("SELECT pg_backend_pid()").await;
         }
         for holder in &mut holders {
@@ -39,7 +39,7 @@ impl Two {
     /// Runs messages while only this backend is free.
     async fn on(&mut self, backend: usize, client: &mut Wire, messages: &[Vec<u8>]) -> String {
         for holder in &mut self.holders {
-            holder.query("BEGIN").await.unwrap();
+            holder.query("BEGIN; SELECT 1").await.unwrap();
         }
         for holder in &mut self.holders {
             if holder.value("SELECT pg_backend_pid()").await == self.backends[backend] {
@@ -245,7 +245,7 @@ async fn a_statement_is_there_for_the_batch_behind_a_failed_one() {
     let fails = [bind("", "nowhere", &[]), run("s", &[])].concat();
     let fails_too = [bind("", "nowhere", &[]), run("", &[])].concat();
     for holder in &mut two.holders {
-        holder.query("BEGIN").await.unwrap();
+        holder.query("BEGIN; SELECT 1").await.unwrap();
         if holder.value("SELECT pg_backend_pid()").await == two.backends[1] {
             holder.query("COMMIT").await.unwrap();
         }
@@ -266,7 +266,7 @@ async fn a_rollback_can_be_a_prepared_statement() {
     let mut wire = two.stage.client().await;
     assert_eq!(two.on(0, &mut wire, &[parse("begin", "BEGIN"), parse("rollback", "ROLLBACK"), sync()]).await, "11Z ");
     for holder in &mut two.holders {
-        holder.query("BEGIN").await.unwrap();
+        holder.query("BEGIN; SELECT 1").await.unwrap();
         if holder.value("SELECT pg_backend_pid()").await == two.backends[1] {
             holder.query("COMMIT").await.unwrap();
         }
@@ -367,7 +367,7 @@ async fn discarding_everything_takes_the_statements_along() {
 
 #[tokio::test]
 async fn a_statement_too_long_to_remember_keeps_its_client_on_its_backend() {
-    let changes: [(&str, Value); 2] = [("pool.max_backends", 1.into()), ("pool.queue_timeout", "100ms".into())];
+    let changes: [(&str, Value); 2] = [("pool.max_backends", 1.into()), ("pool.queue_timeout", "500ms".into())];
     let stage = Stage::with(|files| files.set("limits.max_prepared_size", "10KiB"), &changes).await;
     let (mut wire, mut other) = (stage.client().await, stage.client().await);
     let long = format!("SELECT length('{}')", "x".repeat(20_000));

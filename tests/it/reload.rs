@@ -141,7 +141,7 @@ async fn tenants_come_and_go() {
     // Removed: who is idle goes at once, a transaction may finish, a query too.
     let (mut idle, mut open, mut asking) =
         (two.client(&two.globex).await, two.client(&two.globex).await, two.client(&two.globex).await);
-    open.query("BEGIN").await.unwrap();
+    open.query("BEGIN; SELECT 1").await.unwrap();
     asking.send(&query("SELECT pg_sleep(0.5)")).await.unwrap();
     eventually!(
         two.one.sql("globex", "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'").await.unwrap().len() == 1
@@ -185,7 +185,7 @@ async fn a_moved_tenant_is_served_at_its_new_place_only() {
     elsewhere.sql("acme", "UPDATE marker SET tenant = 'acme at two'").await.unwrap();
     let (mut idle, mut open, mut neighbour) =
         (two.client(&two.acme).await, two.client(&two.acme).await, two.client(&two.globex).await);
-    open.query("BEGIN").await.unwrap();
+    open.query("BEGIN; SELECT 1").await.unwrap();
     let Two { proxy, acme, one, .. } = two;
     // The instance is new as well: proxy.toml changes with the record.
     let path = proxy.files.dir().join("proxy.toml");
@@ -238,7 +238,7 @@ async fn pool_settings_change_for_those_who_are_connected() {
     // Idle ones, too.
     set(&[("pool.max_backends", 4.into())]);
     for client in &mut clients {
-        client.query("BEGIN").await.unwrap();
+        client.query("BEGIN; SELECT 1").await.unwrap();
     }
     for client in &mut clients {
         client.query("COMMIT").await.unwrap();
@@ -252,7 +252,7 @@ async fn pool_settings_change_for_those_who_are_connected() {
     }
     assert_eq!(census.most(), 1);
     // The queue timeout holds for the next wait, an idle timeout for those idle already.
-    clients[0].query("BEGIN").await.unwrap();
+    clients[0].query("BEGIN; SELECT 1").await.unwrap();
     set(&[("pool.max_backends", 1.into()), ("pool.queue_timeout", "50ms".into())]);
     assert_eq!(clients[1].failure("SELECT 1").await, "53300");
     clients[0].query("COMMIT").await.unwrap();
@@ -276,7 +276,7 @@ async fn the_instances_bound_changes_too() {
     let mut clients = Vec::new();
     for tenant in [&two.acme, &two.globex, &two.acme, &two.globex] {
         let mut wire = two.client(tenant).await;
-        wire.query("BEGIN").await.unwrap();
+        wire.query("BEGIN; SELECT 1").await.unwrap();
         clients.push(wire);
     }
     let path = two.proxy.files.dir().join("proxy.toml");
@@ -299,7 +299,7 @@ async fn the_instances_bound_changes_too() {
     }
     bound(4);
     for client in &mut clients {
-        client.query("BEGIN").await.unwrap();
+        client.query("BEGIN; SELECT 1").await.unwrap();
     }
 }
 

@@ -63,12 +63,18 @@ async fn stage(changes: &[(&str, Value)]) -> (Stage, String) {
     (stage, clean)
 }
 
+/// Ends what keeps a client on its backend, and nothing else.
+const TIDY: &[&str] = &["UNLISTEN *", "SELECT pg_advisory_unlock_all()", "DISCARD TEMP", "DEALLOCATE ALL", "CLOSE ALL"];
+
 /// Lets a client make each mess, by the simple and the extended protocol, and looks for traces with another.
 async fn nobody_sees(stage: &Stage, clean: &str, messes: &[&str]) {
     let mut looker = stage.client().await;
     for mess in messes {
         let mut messy = stage.client().await;
         messy.query(mess).await.unwrap_or_else(|error| panic!("{mess}: {error:?}"));
+        let made = messy.value(TRACES).await;
+        assert_ne!(made, clean, "{mess}");
+        tidy(&mut messy).await;
         assert_eq!(looker.value(TRACES).await, clean, "after {mess}");
         // The same client goes on after another has had the backend.
         messy.query("SELECT 1").await.unwrap();
@@ -77,10 +83,14 @@ async fn nobody_sees(stage: &Stage, clean: &str, messes: &[&str]) {
                 let batch = [parse(name, mess), bind("", name, &[]), execute("", 0), sync()];
                 let messages = messy.exchange(&batch).await;
                 assert!(messages.iter().all(|message| message.tag != b'E'), "{mess}: {messages:?}");
+                assert_eq!(messy.value(TRACES).await, made, "{mess} as statement {name:?}");
+                tidy_but_statements(&mut messy).await;
                 assert_eq!(looker.value(TRACES).await, clean, "after {mess} as statement {name:?}");
             }
             // The named one is there already: only Bind and Execute tell.
             messy.exchange(&[bind("", "named", &[]), execute("", 0), sync()]).await;
+            assert_eq!(messy.value(TRACES).await, made, "{mess} once more");
+            tidy(&mut messy).await;
             assert_eq!(looker.value(TRACES).await, clean, "after {mess} once more");
         }
         // A client that leaves without cleaning up.
@@ -88,6 +98,20 @@ async fn nobody_sees(stage: &Stage, clean: &str, messes: &[&str]) {
         drop(messy);
         assert_eq!(looker.value(TRACES).await, clean, "after {mess} and goodbye");
     }
+}
+
+async fn tidy(messy: &mut Wire) {
+    for statement in TIDY {
+        messy.query(statement).await.unwrap();
+    }
+}
+
+/// The same, with the SQL-level statement dropped by its name.
+async fn tidy_but_statements(messy: &mut Wire) {
+    for statement in TIDY.iter().filter(|statement| !statement.starts_with("DEALLOCATE")) {
+        messy.query(statement).await.unwrap();
+    }
+    let _ = messy.query("DEALLOCATE mine").await;
 }
 
 #[tokio::test]
@@ -168,11 +192,12 @@ async fn startup_parameters_are_each_clients_own() {
     // A second client with equal parameters is welcomed without a backend, and told the same.
     assert_eq!(stage.client_with(&one).await.parameters, clients[0].parameters);
     // They take turns on one backend, also when somebody has made a mess.
+    let mut messy = stage.client().await;
     for round in 0..6 {
         for (index, wire) in clients.iter_mut().enumerate() {
             assert_eq!(wire.value(settings).await, expected[index], "client {index} in round {round}");
             if (index + round) % 3 == 0 {
-                wire.query("SET TimeZone = 'America/Lima'; SET application_name = 'messy'").await.unwrap();
+                messy.query("SET TimeZone = 'America/Lima'; SET application_name = 'messy'").await.unwrap();
             }
         }
     }

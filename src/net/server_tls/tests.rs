@@ -43,6 +43,9 @@ fn tenant(id: &str, client_ca: Option<PathBuf>, required: bool) -> (String, Arc<
         idle_timeout: Duration::ZERO,
         lifetime: Duration::ZERO,
         reset: Reset::WhenDirty,
+        pin_check: false,
+        max_pins: None,
+        max_pin_time: None,
     };
     let tenant = Tenant {
         id: id.into(),

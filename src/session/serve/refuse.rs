@@ -3,11 +3,9 @@
 use std::future::poll_fn;
 use std::io;
 
-use bytes::BytesMut;
-
 use super::{End, Serving, poll_more};
 use crate::metrics::ErrorSource;
-use crate::wire::tag::frontend;
+use crate::wire::tag::{backend, frontend};
 use crate::wire::{HEADER, Header, PgError, messages};
 
 impl Serving<'_> {
@@ -30,8 +28,9 @@ impl Serving<'_> {
                 }
             }
         }
-        let mut ready = BytesMut::new();
-        messages::ready_idle(&mut ready);
+        self.begun.fail(&mut self.flow);
+        let mut ready = Vec::new();
+        messages::framed(&mut ready, backend::READY, &[&[self.flow.status().byte()]]);
         self.client.queue(&ready);
         self.send().await
     }

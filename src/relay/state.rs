@@ -1,0 +1,229 @@
+//! What a client's session has beyond its transaction, as far as its requests and their answers tell; and the words that
+//! bring a parameter back to what the client began with.
+
+use std::sync::Arc;
+
+use crate::backend::{Doubt, Parameters, Pins, Settings, set_config};
+use crate::metrics::Pin;
+use crate::sql::{Look, Marks, Reset};
+
+/// More names than these are asked for all together.
+const MAX_NAMES: usize = 32;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct SessionState {
+    /// What the census has to ask for when the backend is free.
+    pub doubt: Doubt,
+    /// Something ran that may have left what the census cannot ask for.
+    pub opaque: bool,
+    /// What is known to be there without asking.
+    pub certain: Pins,
+    /// What running a statement of SQL-level PREPARE may do.
+    prepared: Marks,
+    /// The parameters that the client began with: RESET goes back to them.
+    pub startup: Arc<Settings>,
+    /// The parameters as the client was last told.
+    pub told: Arc<Parameters>,
+    /// Clients with the same one can share prepared statements.
+    pub context: u64,
+    /// The session stays on its backend.
+    pub held: bool,
+}
+
+impl SessionState {
+    /// A client that began with these parameters, and was told those.
+    pub fn new(startup: Arc<Settings>, told: Arc<Parameters>) -> Self {
+        let context = startup.parse_context();
+        SessionState { startup, told, context, ..SessionState::default() }
+    }
+
+    /// Notes what a request may do.
+    pub fn note(&mut self, look: &Look) {
+        let mut marks = look.marks;
+        if marks.contains(Marks::PREPARED) {
+            self.prepared |= marks;
+        }
+        if marks.contains(Marks::EXECUTE) {
+            marks |= self.prepared;
+        }
+        self.doubt.all_parameters |= marks.intersects(Marks::PARAMETERS | Marks::OPAQUE) || !look.resets.is_empty();
+        for name in &look.parameters {
+            if !self.doubt.parameters.contains(name) {
+                self.doubt.parameters.push(name.clone());
+            }
+        }
+        if self.doubt.parameters.len() > MAX_NAMES {
+            self.doubt.all_parameters = true;
+            self.doubt.parameters.retain(|name| name.contains('.'));
+            self.doubt.parameters.truncate(MAX_NAMES);
+        }
+        let asked = [
+            (Marks::OPAQUE, Pins::ASKABLE),
+            (Marks::TEMPORARY, Pin::Temporary.into()),
+            (Marks::ADVISORY, Pin::AdvisoryLock.into()),
+            (Marks::CURSOR, Pin::Cursor.into()),
+            (Marks::LISTEN, Pin::Listen.into()),
+            (Marks::PREPARED, Pin::Prepared.into()),
+            (Marks::DISCARD_ALL, Pins::ASKABLE),
+        ];
+        for (mark, pins) in asked {
+            if marks.contains(mark) {
+                self.doubt.pins = self.doubt.pins | pins;
+            }
+        }
+        for (mark, pin) in [(Marks::SEED, Pin::Seed), (Marks::FOREIGN, Pin::Foreign)] {
+            if marks.contains(mark) {
+                self.certain.insert(pin);
+            }
+        }
+        self.opaque |= marks.contains(Marks::OPAQUE);
+    }
+
+    /// Notes a request that we cannot look into.
+    pub fn note_opaque(&mut self) {
+        self.doubt.all_parameters = true;
+        self.doubt.pins = Pins::ASKABLE;
+        self.opaque = true;
+    }
+
+    /// Whether what a statement is parsed under may differ from what the last census found: what is prepared now cannot
+    /// be shared.
+    fn is_unsettled(&self) -> bool {
+        self.held || self.doubt.all_parameters || !self.doubt.parameters.is_empty()
+    }
+
+    /// What prepared statements are shared by now; `session` for itself alone while its state is unsettled.
+    pub fn parse_context(&self, session: u32) -> u64 {
+        if self.is_unsettled() { 1 << 63 | u64::from(session) } else { self.context }
+    }
+
+    /// Whether plain strings take a backslash as it is.
+    pub fn standard_strings(&self) -> bool {
+        self.told.get("standard_conforming_strings").is_none_or(|value| value != "off")
+    }
+
+    /// The text with statements instead of those resets that would go back to the login's values, where the client's own
+    /// differ; none when there are none. Gives the command tags that the client expects for them.
+    pub fn restore(&self, text: &[u8], resets: &[Reset]) -> Option<(Vec<u8>, Tags)> {
+        let mut tags = Tags::default();
+        let mut restored = Vec::with_capacity(text.len());
+        let mut done = 0;
+        for reset in resets {
+            let Some(words) = self.words_for(reset) else { continue };
+            restored.extend_from_slice(&text[done..reset.range.start]);
+            restored.extend_from_slice(words.as_bytes());
+            done = reset.range.end;
+            tags.0.push((reset.statement, reset.tag));
+        }
+        restored.extend_from_slice(&text[done..]);
+        (!tags.0.is_empty()).then_some((restored, tags))
+    }
+
+    /// A block is the one statement without a result that can do it all, in every protocol and in every transaction.
+    fn words_for(&self, reset: &Reset) -> Option<String> {
+        let body = match &reset.name {
+            Some(name) => {
+                let value = self.startup.get(name)?;
+                format!("PERFORM {};", set_config(name, value, reset.local))
+            }
+            None => {
+                // RESET ALL passes over who the session is (manual, RESET).
+                let identity = |name: &str| name == "role" || name == "session_authorization";
+                let calls: String = self
+                    .startup
+                    .iter()
+                    .filter(|(name, _)| !identity(name))
+                    .map(|(name, value)| format!("PERFORM {};", set_config(name, value, false)))
+                    .collect();
+                if calls.is_empty() {
+                    return None;
+                }
+                format!("RESET ALL;{calls}")
+            }
+        };
+        let mut quote = "$pgt$".to_owned();
+        while body.contains(&quote) {
+            quote.insert_str(1, "x");
+        }
+        Some(format!("DO {quote}BEGIN {body} END{quote}"))
+    }
+}
+
+/// Command tags of statements that stand for others: which statement of the text, and its tag.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tags(Vec<(usize, &'static str)>);
+
+impl Tags {
+    /// One statement alone.
+    pub fn only(tag: &'static str) -> Tags {
+        Tags(vec![(0, tag)])
+    }
+
+    /// The next statement was completed: the tag that the client expects, where it is another.
+    pub fn completed(&mut self) -> Option<&'static str> {
+        let tag = self.0.iter().find(|(statement, _)| *statement == 0).map(|(_, tag)| *tag);
+        self.0.retain(|(statement, _)| *statement > 0);
+        self.0.iter_mut().for_each(|(statement, _)| *statement -= 1);
+        tag
+    }
+
+    pub fn first(&self) -> Option<&'static str> {
+        self.0.first().map(|(_, tag)| *tag)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(startup: &[(&str, &str)]) -> SessionState {
+        let mut settings = Settings::default();
+        startup.iter().for_each(|(name, value)| settings.set(name, value));
+        SessionState::new(Arc::new(settings), Arc::default())
+    }
+
+    fn reset(text: &str, statement: &str, number: usize, name: Option<&str>) -> Reset {
+        let start = text.find(statement).unwrap();
+        let range = start..start + statement.len();
+        Reset { range, statement: number, name: name.map(Into::into), local: false, tag: "RESET" }
+    }
+
+    #[test]
+    fn a_reset_goes_back_to_what_the_client_began_with() {
+        let state = state(&[("timezone", "UTC"), ("role", "x")]);
+        let text = "SELECT 1; RESET TimeZone; RESET work_mem; RESET ALL";
+        let resets = [
+            reset(text, "RESET TimeZone", 1, Some("timezone")),
+            reset(text, "RESET work_mem", 2, Some("work_mem")),
+            reset(text, "RESET ALL", 3, None),
+        ];
+        let (restored, mut tags) = state.restore(text.as_bytes(), &resets).unwrap();
+        let call = "PERFORM pg_catalog.set_config(E'timezone',E'UTC',false);";
+        let expected =
+            format!("SELECT 1; DO $pgt$BEGIN {call} END$pgt$; RESET work_mem; DO $pgt$BEGIN RESET ALL;{call} END$pgt$");
+        assert_eq!(String::from_utf8(restored).unwrap(), expected);
+        let told: Vec<_> = (0..4).map(|_| tags.completed()).collect();
+        assert_eq!(told, [None, Some("RESET"), None, Some("RESET")]);
+        assert_eq!(state.restore(text.as_bytes(), &resets[1..2]), None);
+    }
+
+    #[test]
+    fn a_value_cannot_end_the_block() {
+        let state = state(&[("my.var", "$pgt$; DROP TABLE x")]);
+        let text = "RESET my.var";
+        let (restored, _) = state.restore(text.as_bytes(), &[reset(text, text, 0, Some("my.var"))]).unwrap();
+        assert!(String::from_utf8(restored).unwrap().ends_with("END$xpgt$"));
+    }
+
+    #[test]
+    fn what_a_prepared_statement_may_do_is_noted_when_it_runs() {
+        let mut state = SessionState::default();
+        state.note(&Look { marks: Marks::PREPARED | Marks::ADVISORY, ..Look::default() });
+        state.doubt = Doubt::default();
+        state.note(&Look { marks: Marks::EXECUTE, ..Look::default() });
+        assert!(state.doubt.pins.contains(Pin::AdvisoryLock) && !state.is_unsettled());
+        state.note(&Look { parameters: (0..40).map(|n| format!("p{n}")).collect(), ..Look::default() });
+        assert!(state.doubt.all_parameters && state.doubt.parameters.is_empty() && state.is_unsettled());
+    }
+}

@@ -1,0 +1,139 @@
+//! The end of a transaction: what it left on the backend is asked for, and the backend goes back, or stays with its client.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::{End, Serving};
+use crate::backend::{Backend, CommandError, Doubt, Pins, Settings};
+use crate::metrics::{Label, Pin};
+use crate::pool::{Checkout, Pool};
+use crate::wire::PgError;
+
+/// A client that holds its backend, counted until it is dropped.
+pub(super) struct Pinned {
+    pub pins: Pins,
+    pub since: Instant,
+    pool: Arc<Pool>,
+}
+
+impl Pinned {
+    fn new(pool: &Arc<Pool>) -> Self {
+        pool.tenant.stats.pins.fetch_add(1, Ordering::Relaxed);
+        Pinned { pins: Pins::NONE, since: Instant::now(), pool: pool.clone() }
+    }
+
+    fn set(&mut self, pins: Pins) {
+        for pin in Pin::ALL.iter().copied() {
+            let change = i64::from(pins.contains(pin)) - i64::from(self.pins.contains(pin));
+            if change != 0 {
+                self.pool.metrics().pinned(pin, change);
+            }
+        }
+        self.pins = pins;
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.set(Pins::NONE);
+        self.pool.tenant.stats.pins.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Serving<'_> {
+    /// The backend is free: gives it back, or keeps it with what the client has on it.
+    pub(super) async fn settle(&mut self, mut checkout: Checkout) -> Result<(), End> {
+        let pins = match self.census(&mut checkout).await {
+            Ok(pins) => pins,
+            Err(error) => return Err(End::BackendLost(error.to_string())),
+        };
+        self.flow.state.held = !pins.is_empty();
+        if pins.is_empty() {
+            self.pinned = None;
+            checkout.release();
+            return Ok(());
+        }
+        self.pinned.get_or_insert_with(|| Pinned::new(&self.session.pool)).set(pins);
+        if let Some(error) = self.too_many_pins() {
+            self.leave(checkout).await;
+            return Err(End::Told(error));
+        }
+        self.session.kept = Some(checkout);
+        Ok(())
+    }
+
+    /// Asks for what is in doubt, and takes over what is found. Gives what ties the client to this backend.
+    async fn census(&mut self, backend: &mut Backend) -> Result<Pins, CommandError> {
+        let state = &mut self.flow.state;
+        if self.session.tenant.record().pool.pin_check {
+            state.doubt.pins = Pins::ASKABLE;
+            state.doubt.all_parameters = true;
+        }
+        let mut pins = self.pinned.as_ref().map_or(Pins::NONE, |pinned| pinned.pins & Pins::ASKABLE);
+        if !state.doubt.is_empty() {
+            let doubt = std::mem::take(&mut state.doubt);
+            match backend.census(&doubt).await {
+                Ok(census) => {
+                    pins = pins.without(doubt.pins) | census.pins;
+                    self.take_over(backend, census.settings, &doubt);
+                }
+                Err(CommandError::Refused(error)) => {
+                    tracing::warn!(tenant = self.session.tenant.id.as_str(), %error, "session state unknown: pinned");
+                    pins.insert(Pin::Unknown);
+                    state.doubt = doubt;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // Custom parameters whose names only a block of code knows: lost at the next change of backends, but never seen.
+        backend.state.dirty |= std::mem::take(&mut self.flow.state.opaque);
+        if self.flow.has_unshared() {
+            pins.insert(Pin::Statement);
+        }
+        Ok(pins | self.flow.state.certain)
+    }
+
+    /// The client has the parameters that were found; and those that it began with, where something has put them back to
+    /// the login's.
+    fn take_over(&mut self, backend: &mut Backend, found: Settings, doubt: &Doubt) {
+        let pool = &self.session.pool;
+        let state = &mut self.flow.state;
+        backend.state.parameters = pool.share_parameters(&backend.state.parameters);
+        state.told = backend.state.parameters.clone();
+        if doubt.parameters.is_empty() && !doubt.all_parameters {
+            return;
+        }
+        backend.in_force = pool.share_settings(&Arc::new(found));
+        let mut wanted = (*backend.in_force).clone();
+        for (name, value) in state.startup.iter().filter(|(name, _)| backend.in_force.get(name).is_none()) {
+            wanted.set(name, value);
+        }
+        self.session.settings = pool.share_settings(&Arc::new(wanted));
+        state.context = self.session.settings.parse_context();
+    }
+
+    /// What a client is told that pinned one backend too many.
+    fn too_many_pins(&self) -> Option<PgError> {
+        let max = self.session.tenant.record().pool.max_pins?;
+        let now = self.session.tenant.stats.pins.load(Ordering::Relaxed);
+        (now > i64::from(max)).then(|| {
+            let error = PgError::fatal("53400", "too many sessions of this tenant keep a backend for themselves");
+            error.with_detail(self.pins_of_this()).with_hint(format!(
+                "pool.max_pins is {max}. Avoid such session state, end it sooner, or ask for pool mode session."
+            ))
+        })
+    }
+
+    /// What a client is told that kept its backend too long.
+    pub(super) fn pinned_too_long(&self) -> PgError {
+        let error = PgError::fatal("53400", "the session has kept a backend for itself for too long");
+        error.with_detail(self.pins_of_this()).with_hint("See pool.max_pin_time; end such session state sooner.")
+    }
+
+    fn pins_of_this(&self) -> String {
+        let pins = self.pinned.as_ref().map_or(Pins::NONE, |pinned| pinned.pins);
+        let names: Vec<&str> = pins.iter().map(Label::text).collect();
+        format!("What cannot be moved to another backend: {}.", names.join(", "))
+    }
+}

@@ -1,0 +1,119 @@
+//! A fast look at the text of a request: what may it do to its session?
+//!
+//! Most texts do nothing of note, which the first pass finds without allocating. What is in doubt counts as yes: a mark
+//! too many costs a backend that is kept a little longer, a mark too few loses a client's state.
+
+mod head;
+mod lex;
+mod marks;
+mod statement;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::ops::Range;
+
+use lex::{Kind, Lexer};
+pub use marks::Marks;
+use statement::Scan;
+
+/// What the text of a request may do to its session.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// Kinds of session state that it may make, change or take away.
+    pub marks: Marks,
+    /// Parameters that it sets or resets by name, in lower case, each once. SET LOCAL is not listed: it ends with the
+    /// transaction.
+    pub parameters: Vec<String>,
+    /// Statements that go back to a parameter's default, in the order of the text.
+    pub resets: Vec<Reset>,
+    /// The text is exactly one statement, and it is one of these.
+    pub alone: Option<Alone>,
+}
+
+/// A statement that goes back to a parameter's default, such as `RESET x` or `SET x TO DEFAULT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reset {
+    /// Where it stands in the text, without its semicolon.
+    pub range: Range<usize>,
+    /// How many statements stand before it, empty ones not counted.
+    pub statement: usize,
+    /// The parameter in lower case, none for ALL.
+    pub name: Option<String>,
+    /// SET LOCAL: for this transaction only.
+    pub local: bool,
+    /// PostgreSQL's command tag for it.
+    pub tag: &'static str,
+}
+
+/// Statements that can be answered, or understood in full, without PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Alone {
+    /// BEGIN or START TRANSACTION, with any modes.
+    Begin,
+    /// COMMIT or END, without AND CHAIN.
+    Commit,
+    /// ROLLBACK or ABORT, without AND CHAIN.
+    Rollback,
+    Listen(String),
+    Unlisten(String),
+    UnlistenAll,
+    DiscardAll,
+    Deallocate(String),
+    DeallocateAll,
+}
+
+/// What `sql` may do to its session; None if nothing of note. `standard_strings` is the session's
+/// `standard_conforming_strings`.
+pub fn look(sql: &[u8], standard_strings: bool) -> Option<Box<Look>> {
+    if !deserves_a_closer_look(sql, standard_strings) {
+        return None;
+    }
+    let look = Scan::new(sql, standard_strings).run();
+    (look != Look::default()).then(|| Box::new(look))
+}
+
+fn deserves_a_closer_look(sql: &[u8], standard_strings: bool) -> bool {
+    let mut lexer = Lexer::new(sql, standard_strings);
+    let mut first = true;
+    while let Some(token) = lexer.next() {
+        match token.kind {
+            // Inside parentheses it ends no statement: the closer look will tell.
+            Kind::Sign(b';') => {
+                first = true;
+                continue;
+            }
+            Kind::Word { .. } | Kind::Quoted { .. } => {
+                let word = token.text(sql);
+                if words::is_of_note(word) || token.may_be_advisory() || (first && words::is_leading(word)) {
+                    return true;
+                }
+            }
+            Kind::Unicode => return true,
+            Kind::Literal { .. } | Kind::Sign(_) => {}
+        }
+        first = false;
+    }
+    lexer.in_doubt()
+}
+
+/// Whether `sql` may call nextval or setval, by a column's default too. Triggers and functions apart: nobody can see
+/// those. Strings are read as with `standard_conforming_strings`, and text that ends in one counts as yes.
+pub fn may_advance_sequence(sql: &[u8]) -> bool {
+    const ANYWHERE: [&[u8]; 7] = [b"nextval", b"setval", b"insert", b"merge", b"copy", b"default", b"execute"];
+    // They run what is inside a procedure, or fill a new column.
+    const FIRST: [&[u8]; 3] = [b"call", b"do", b"alter"];
+    let listed = |list: &[&[u8]], word: &[u8]| list.iter().any(|listed| word.eq_ignore_ascii_case(listed));
+    let mut lexer = Lexer::new(sql, true);
+    let mut first = true;
+    while let Some(token) = lexer.next() {
+        let word = token.text(sql);
+        match token.kind {
+            Kind::Word { .. } if listed(&ANYWHERE, word) || (first && listed(&FIRST, word)) => return true,
+            Kind::Quoted { .. } if listed(&ANYWHERE[..2], word) => return true,
+            Kind::Unicode => return true,
+            _ => first = token.is_sign(b';') || (first && token.is_sign(b'(')),
+        }
+    }
+    lexer.in_doubt()
+}
