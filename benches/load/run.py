@@ -103,7 +103,7 @@ def versions(chosen, programs):
 
 def main():
     chosen = options()
-    programs = servers.postgres_programs()
+    programs = servers.throwaway.postgres_programs()
     # SIGTERM and a closed terminal take the same way out as Ctrl-C: through `finally`.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda *_: sys.exit("bench-load: ended by a signal"))
