@@ -23,8 +23,7 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"some of {', '.join(SUITES)}; all without any")
     parser.add_argument("--pgtenant", default="target/release/pgtenant", help="the program to test")
-    parser.add_argument("--mode", choices=[*scene.MODES, "both"], default="both",
-                        help="of the pool; regress is for transaction mode only")
+    parser.add_argument("--mode", choices=[*scene.MODES, "both"], default="both", help="of the pool")
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.suites if name not in SUITES]:
         parser.error(f"{unknown[0]!r} is not one of {', '.join(SUITES)}")

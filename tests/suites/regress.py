@@ -1,0 +1,111 @@
+"""PostgreSQL's regression suite (pg_regress on an existing database) directly and through the proxy.
+
+Each run has a cluster of its own, and eight neighbours (neighbours.py) on the same role and database, hence the same
+pool: they keep its backends changing hands, and look for anything of the suite's that reaches them.
+"""
+
+import os
+import re
+import shutil
+
+import scene
+import sources
+
+DATABASE = "regression"
+SECONDS = 1200
+# What pg_regress does for a database that it creates itself (create_database in pg_regress.c), ...
+PREPARE = [f"ALTER DATABASE {DATABASE} SET {setting}" for setting in (
+    "lc_messages TO 'C'", "lc_monetary TO 'C'", "lc_numeric TO 'C'", "lc_time TO 'C'", "bytea_output TO 'hex'",
+    "timezone_abbreviations TO 'Default'")]
+# ... and for a cluster of its own.
+SETTINGS = {"max_prepared_transactions": "2", "log_min_messages": "fatal"}
+# The schedule runs 20 tests at a time; and the neighbours.
+BACKENDS = 32
+
+
+def run(chosen):
+    ways, failed = ["direct", *chosen.modes], {}
+    for way in ways:
+        with scene.Scene("regress", [DATABASE], SETTINGS) as stage:
+            stage.sql(*PREPARE)
+            if way != "direct":
+                stage.start_proxy(chosen.pgtenant, way, backends=BACKENDS)
+            failed[way] = regress(stage, way)
+    return [f"{test}, see {folder(way)}/{test}.diff"
+            for way in ways for test in failed[way] if test not in failed["direct"]]
+
+
+def folder(way):
+    return scene.kept("regress", way)
+
+
+def regress(stage, way):
+    """Runs it and keeps what it leaves; the names of the tests that failed."""
+    kept = folder(way)
+    shutil.rmtree(kept, ignore_errors=True)
+    os.makedirs(kept)
+    tests = inputs(stage)
+    out = stage.subfolder("outputs")
+    command = [regress_program(stage), "--use-existing", f"--dbname={DATABASE}", "--host=127.0.0.1",
+               f"--port={stage.ports[way]}", f"--user={scene.ROLE}", f"--bindir={stage.programs}",
+               f"--inputdir={tests}", f"--outputdir={out}", f"--dlpath={stage.folder}/libraries",
+               f"--schedule={tests}/parallel_schedule", "--max-concurrent-tests=20"]
+    status = stage.run(way, command, SECONDS, f"{kept}/pg_regress.out", cwd=out)
+    shutil.copytree(f"{out}/results", f"{kept}/results")
+    shutil.copy(stage.log(way), kept)
+    if os.path.exists(f"{out}/regression.diffs"):
+        shutil.copy(f"{out}/regression.diffs", kept)
+        split(f"{out}/regression.diffs", kept)
+    passed, failed = results(f"{kept}/pg_regress.out")
+    listed = scheduled(f"{tests}/parallel_schedule")
+    missing = [name for name in listed if name not in passed and name not in failed]
+    print(f"regress, {way}: {len(passed)} of {len(listed)} tests pass"
+          + (f", not {' '.join(failed)}" if failed else "")
+          + (f", not run {' '.join(missing)}" if missing else "")
+          + (f"; ended after {SECONDS} s" if status is None else ""), flush=True)
+    return failed + missing
+
+
+def inputs(stage):
+    """The suite and its libraries where the unprivileged user may read them."""
+    found = sources.postgres(stage.programs)
+    tests, libraries = os.path.join(stage.folder, "inputs"), os.path.join(stage.folder, "libraries")
+    shutil.copytree(f"{found.tests}/regress", tests)
+    os.mkdir(libraries)
+    installed = os.path.join(stage.programs, "../lib")
+    for library in (found.library, f"{installed}/autoinc.so", f"{installed}/refint.so"):
+        shutil.copy(library, libraries)
+    return tests
+
+
+def regress_program(stage):
+    """Debian's postgresql-NN has it among the files for extensions (PGXS)."""
+    path = os.path.join(stage.programs, "../lib/pgxs/src/test/regress/pg_regress")
+    if not os.path.exists(path):
+        raise SystemExit(f"regress: {path} is not there")
+    return path
+
+
+def scheduled(schedule):
+    with open(schedule) as file:
+        return [name for line in file if line.startswith("test:") for name in line.split()[1:]]
+
+
+def results(path):
+    """(passed, failed) of what pg_regress prints: "test boolean      ... ok     20 ms", indented within a group."""
+    passed, failed = [], []
+    with open(path, errors="replace") as file:
+        for line in file:
+            if found := re.match(r"(?:test|    ) +(\S+) +\.\.\. (ok|FAILED|failed)", line):
+                (passed if found.group(2) == "ok" else failed).append(found.group(1))
+    return passed, failed
+
+
+def split(diffs, kept):
+    """Writes each test's part of regression.diffs to a file of its own."""
+    with open(diffs, errors="replace") as file:
+        parts = re.split(r"^(?=diff )", file.read(), flags=re.MULTILINE)
+    for part in parts:
+        if found := re.match(r"diff .*/results/(\S+)\.out$", part, re.MULTILINE):
+            with open(f"{kept}/{found.group(1)}.diff", "a") as file:
+                file.write(part)
