@@ -100,15 +100,15 @@ def started(server, ending, running):
     return server
 
 
-def start_postgres(programs, folder, hba, settings, running, tls=None):
+def start_postgres(programs, folder, hba, settings, running, tls=None, superuser="postgres"):
     """A new cluster without durability, `hba` its pg_hba.conf, `tls` a certificate and its key.
 
-    Returns the server, and the psql command of its superuser, who comes by the Unix socket in `folder`/data.
+    Returns the server, and the psql command of the superuser, who comes by the Unix socket in `folder`/data.
     """
     run_as, data, port = unprivileged(), os.path.join(folder, "data"), free_port()
     os.mkdir(data, 0o700)
     owned(data, run_as)
-    subprocess.run([f"{programs}/initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale",
+    subprocess.run([f"{programs}/initdb", "-D", data, "-U", superuser, "-A", "trust", "-E", "UTF8", "--no-locale",
                     "--no-sync"], check=True, stdout=subprocess.DEVNULL, cwd=folder, **run_as)
     with open(os.path.join(data, "pg_hba.conf"), "w") as file:
         file.write("local all all trust\n" + hba)
@@ -124,7 +124,8 @@ def start_postgres(programs, folder, hba, settings, running, tls=None):
         command += ["-c", f"{name}={value}"]
     # SIGINT is PostgreSQL's fast shutdown.
     server = started(Server("postgres", folder, command, port, **run_as), signal.SIGINT, running)
-    admin = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", data, "-p", str(port), "-U", "postgres"]
+    admin = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", data, "-p", str(port),
+             "-U", superuser, "-d", "postgres"]
     return server, admin
 
 

@@ -5,8 +5,9 @@
         scene.start_proxy(chosen.pgtenant, "transaction")
         scene.run("transaction", ["python", "-m", "tests"], timeout=600)
 
-The role is a superuser with a password (SCRAM), for suites create and drop what they like. Through the proxy the tenant
-is chosen by PGOPTIONS, so that user, password and database are the same as directly.
+The role is the cluster's first superuser, with a password (SCRAM): suites create and drop what they like, and some
+look at who owns the catalogs. Through the proxy the tenant is chosen by PGOPTIONS, so that user,
+password and database are the same as directly.
 """
 
 import os
@@ -88,14 +89,15 @@ class Scene:
     def _start_postgres(self):
         settings = {"max_connections": "220", "max_prepared_transactions": "20", **self.settings}
         server, self.admin = throwaway.start_postgres(
-            self.programs, self.folder, "host all all 127.0.0.1/32 scram-sha-256\n", settings, self.running)
+            self.programs, self.folder, "host all all 127.0.0.1/32 scram-sha-256\n", settings, self.running,
+            superuser=ROLE)
         self.ports["direct"] = server.port
-        self.sql(f"CREATE ROLE {ROLE} LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
+        self.sql(f"ALTER ROLE {ROLE} PASSWORD '{PASSWORD}'")
         for database in self.databases:
             self.sql(f'CREATE DATABASE "{database}" OWNER {ROLE} TEMPLATE template0')
 
     def sql(self, *statements, database="postgres"):
-        """Runs each statement beside the proxy, as PostgreSQL's own superuser; returns what they print."""
+        """Runs each statement beside the proxy, by the Unix socket; returns what they print."""
         command = [argument for statement in statements for argument in ("-c", statement)]
         return subprocess.run([*self.admin, "-d", database, *command], check=True, capture_output=True,
                               text=True).stdout.strip()
