@@ -4,9 +4,11 @@ Each run has a cluster of its own, and eight neighbours (neighbours.py) on the s
 pool: they keep its backends changing hands, and look for anything of the suite's that reaches them.
 """
 
+import json
 import os
 import re
 import shutil
+import subprocess
 
 import scene
 import sources
@@ -19,20 +21,63 @@ PREPARE = [f"ALTER DATABASE {DATABASE} SET {setting}" for setting in (
     "timezone_abbreviations TO 'Default'")]
 # ... and for a cluster of its own.
 SETTINGS = {"max_prepared_transactions": "2", "log_min_messages": "fatal"}
+PSYCOPG = "psycopg[binary]==3.3.9"
 # The schedule runs 20 tests at a time; and the neighbours.
 BACKENDS = 32
 
 
 def run(chosen):
-    ways, failed = ["direct", *chosen.modes], {}
+    ways, failed, surprises = ["direct", *chosen.modes], {}, []
     for way in ways:
         with scene.Scene("regress", [DATABASE], SETTINGS) as stage:
             stage.sql(*PREPARE)
             if way != "direct":
                 stage.start_proxy(chosen.pgtenant, way, backends=BACKENDS)
-            failed[way] = regress(stage, way)
-    return [f"{test}, see {folder(way)}/{test}.diff"
-            for way in ways for test in failed[way] if test not in failed["direct"]]
+            with Neighbours(stage, way) as neighbours:
+                failed[way] = regress(stage, way)
+            surprises += neighbours.report()
+    return surprises + [f"{test}, see {folder(way)}/{test}.diff"
+                        for way in ways for test in failed[way] if test not in failed["direct"]]
+
+
+class Neighbours:
+    """neighbours.py beside the suite, in the same mode; its findings are written to neighbours.json."""
+
+    def __init__(self, stage, way):
+        self.stage, self.way = stage, way
+
+    def __enter__(self):
+        program = os.path.join(os.path.dirname(__file__), "neighbours.py")
+        command = [scene.python("regress", PSYCOPG), "-B", program]
+        self.process = subprocess.Popen(
+            [*command, self.stage.conninfo("direct"), self.stage.conninfo(self.way)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.stage.environment("direct"))
+        if self.process.stdout.readline() != "ready\n":
+            raise SystemExit(f"regress: the neighbours do not start, {self.way}")
+        return self
+
+    def __exit__(self, *_):
+        try:
+            # Closes its input; it then waits up to ten seconds for each of its threads.
+            self.line, _ = self.process.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.line, _ = self.process.communicate()
+
+    def report(self):
+        """Prints the figures; returns the surprises, a line each."""
+        if not self.line:
+            return [f"{self.way}: the neighbours left no findings"]
+        found = json.loads(self.line)
+        with open(f"{folder(self.way)}/neighbours.json", "w") as file:
+            json.dump(found, file, indent=1)
+        total = sum(kind["count"] for kind in found["surprises"].values())
+        print(f"regress, {self.way}: the neighbours took {found['steps']} steps and looked {found['views']} times, on "
+              f"{found['backends']} backends: {total} surprises", flush=True)
+        for name, kind in sorted(found["traces"].items()):
+            print(f"regress, {self.way}: trace, {name}: {kind['count']} times")
+        return [f"neighbours, {self.way}: {name}, {kind['count']} times, first {json.dumps(kind['example'])}"
+                for name, kind in sorted(found["surprises"].items(), key=lambda item: -item[1]["count"])]
 
 
 def folder(way):

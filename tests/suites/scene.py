@@ -145,6 +145,12 @@ class Scene:
         kept.update(more)
         return kept
 
+    def conninfo(self, way):
+        """libpq's connection string, for programs that take one instead of the environment."""
+        options = f" options='-c tenant={TENANT}'" if way != "direct" else ""
+        return (f"host=127.0.0.1 port={self.ports[way]} user={ROLE} password={PASSWORD} sslmode=disable "
+                f"dbname={self.databases[0]}{options}")
+
     def run(self, way, command, timeout, output, cwd=None, **more):
         """Runs a suite's program as the unprivileged user, its output into the file; the exit status, None: too long.
 
@@ -164,6 +170,21 @@ class Scene:
                 except ProcessLookupError:
                     pass
                 process.wait()
+
+
+def python(name, *requirements):
+    """The interpreter of the virtual environment target/suites/<name>-venv, with these packages ("name==version")."""
+    folder = kept(f"{name}-venv")
+    program, ready = os.path.join(folder, "bin/python"), os.path.join(folder, "ready")
+    wanted = "\n".join([sys.version, *requirements])
+    if not os.path.exists(ready) or open(ready).read() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([program, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
+                       check=True)
+        with open(ready, "w") as file:
+            file.write(wanted)
+    return program
 
 
 def kept(*names):

@@ -102,5 +102,5 @@ def build(folder, major):
     subprocess.run(["cc", "-O1", "-w", "-fPIC", "-shared", f'-DDLSUFFIX=".so"', *include,
                     f"{made.tests}/regress/regress.c", "-o", made.library], check=True)
     libraries = f"{headers}/lib/postgresql/{major}/lib"
-    subprocess.run(["cc", "-O1", "-w", *include, f"{made.tests}/modules/libpq_pipeline/libpq_pipeline.c", f"-L{libraries}",
-                    "-lpgcommon", "-lpgport", "-l:libpq.so.5", "-o", made.pipeline], check=True)
+    subprocess.run(["cc", "-O1", "-w", *include, f"{made.tests}/modules/libpq_pipeline/libpq_pipeline.c",
+                    f"-L{libraries}", "-lpgcommon", "-lpgport", "-l:libpq.so.5", "-o", made.pipeline], check=True)
