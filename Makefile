@@ -2,11 +2,12 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test postgres18 drivers bench-load bench fmt clean
+.PHONY: help demo test postgres18 drivers suites bench-load bench fmt clean
 
 help:
 	@echo 'make demo         three tenants on three throwaway PostgreSQL instances; ARGS=--once ends after the proof'
 	@echo 'make test         formatting, lints, unit, integration and driver tests, documentation'
+	@echo 'make suites       test suites of PostgreSQL and others through pgtenant; ARGS="regress --mode session" is some'
 	@echo 'make bench        microbenchmarks (criterion)'
 	@echo 'make bench-load   pgbench against PostgreSQL, PgBouncer and pgtenant; ARGS=--help lists the options'
 	@echo 'make fmt          format the code'
@@ -36,6 +37,11 @@ drivers:
 	@tests/drivers/setup.sh
 	@tests/postgres18.sh
 
+suites:
+	@scripts/setup.sh suites
+	cargo build --release
+	python3 -B tests/suites/run.py --pgtenant $(TARGET)/release/pgtenant $(ARGS)
+
 bench-load:
 	@scripts/setup.sh bench
 	cargo build --release
@@ -49,4 +55,4 @@ fmt:
 
 clean:
 	cargo clean
-	rm -rf target/drivers target/postgres18 target/bench-load
+	rm -rf target/drivers target/postgres18 target/suites target/bench-load

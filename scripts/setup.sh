@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `make demo`, `make test` and `make bench-load` need and is missing: setup.sh demo|test|bench.
+# Installs what `make demo`, `make test`, `make suites` and `make bench-load` need and is missing:
+# setup.sh demo|test|suites|bench.
 #
 # Debian packages by name, as root or with passwordless sudo; elsewhere it lists what to install. Quick, and without a
 # word, when everything is there.
@@ -39,6 +40,13 @@ need_for_test() {
     need golang-go Go program go
     need golang-github-lib-pq-dev lib/pq test -d /usr/share/gocode/src/github.com/lib/pq
     need golang-github-jackc-pgx-v4-dev pgx test -d /usr/share/gocode/src/github.com/jackc/pgx/v4
+}
+
+need_for_suites() {
+    need_for_demo
+    need python3 "Python 3" program python3
+    need python3-venv "Python's venv" python3 -c 'import ensurepip, venv'
+    need dpkg-dev dpkg-source program dpkg-source
 }
 
 need_for_bench() {
@@ -84,8 +92,8 @@ install() {
 }
 
 case $purpose in
-    demo | test | bench) ;;
-    *) echo "usage: $0 demo|test|bench" >&2 && exit 2 ;;
+    demo | test | suites | bench) ;;
+    *) echo "usage: $0 demo|test|suites|bench" >&2 && exit 2 ;;
 esac
 if ! program cargo >/dev/null; then
     echo "setup: cargo is not installed. pgtenant needs Rust 1.90 or newer: see rustup.rs, or your system's packages." >&2
