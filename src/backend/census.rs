@@ -109,7 +109,11 @@ impl Doubt {
         let mut names: Vec<&str> = self.parameters.iter().map(String::as_str).collect();
         if self.all_parameters {
             let value = hex("pg_catalog.current_setting(name)");
-            parts.push(format!("SELECT 'set',name,{value} FROM pg_catalog.pg_settings WHERE source='session'"));
+            // The present transaction's own are not the session's.
+            parts.push(format!(
+                "SELECT 'set',name,{value} FROM pg_catalog.pg_settings WHERE source='session' AND name NOT IN \
+                 ('transaction_isolation','transaction_read_only','transaction_deferrable')"
+            ));
             // Not shown there.
             names.retain(|name| name.contains('.'));
             names.extend(["role", "session_authorization"]);

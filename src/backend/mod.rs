@@ -63,14 +63,16 @@ pub enum CommandError {
 
 impl Backend {
     /// Makes it fit to serve `session`: what another client left, and nobody can put right one by one, is discarded. Costs
-    /// nothing when there is nothing to do.
+    /// nothing when there is nothing to do. `reads_sequences` says that who advances one keeps its backend.
     ///
     /// # Errors
     /// The backend is gone.
-    pub async fn serve(&mut self, session: u32, always_reset: bool) -> Result<(), CommandError> {
+    pub async fn serve(&mut self, session: u32, always_reset: bool, reads_sequences: bool) -> Result<(), CommandError> {
         if self.last_session != session {
             if self.state.dirty || always_reset {
                 self.reset().await?;
+            } else if self.last_session != 0 && !reads_sequences {
+                self.state.sequences_of_others = true;
             }
             self.last_session = session;
         }

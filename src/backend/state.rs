@@ -40,6 +40,8 @@ pub struct BackendState {
     pub unnamed: Option<UnnamedOwner>,
     /// The last client may have left something behind that nobody can ask for: reset before another one gets the backend.
     pub dirty: bool,
+    /// `currval` and `lastval` may tell of another session's doing.
+    pub sequences_of_others: bool,
     /// As the last ParameterStatus messages said. Equal ones of a pool are one.
     pub parameters: Arc<Parameters>,
 }

@@ -1,7 +1,7 @@
 //! Protocol-level prepared statements that the clients of a pool share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use sha2::{Digest, Sha256};
@@ -37,10 +37,31 @@ impl Statement {
 pub struct Statements {
     /// Some client has asked for `currval` or `lastval`: from then on it matters who has advanced a sequence where.
     pub reads_sequences: AtomicBool,
+    /// Counts what changes the tenant's schema, as far as command tags tell: a statement that is prepared later is
+    /// analysed anew, as on a connection of one's own.
+    schema: Arc<AtomicU64>,
     known: Mutex<HashMap<StatementId, Weak<Statement>, ahash::RandomState>>,
 }
 
 impl Statements {
+    /// `schema` is counted by all pools of the tenant.
+    pub fn new(schema: Arc<AtomicU64>) -> Self {
+        Statements { schema, ..Statements::default() }
+    }
+
+    /// The tenant's schema has changed.
+    pub fn schema_changed(&self) {
+        self.schema.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn id_of(&self, rest: &[u8], context: u64) -> StatementId {
+        let schema = self.schema.load(Ordering::Relaxed);
+        let numbers = [context.to_be_bytes(), schema.to_be_bytes()].concat();
+        let digest = Sha256::new().chain_update(numbers).chain_update(rest).finalize();
+        let half = digest.first_chunk::<16>().expect("SHA-256 has 32 bytes");
+        StatementId(u128::from_be_bytes(*half))
+    }
+
     /// The pool's one copy of this statement, parsed under this context.
     pub fn intern(
         &self,
@@ -49,7 +70,7 @@ impl Statements {
         tag: Option<&'static str>,
         look: impl FnOnce() -> Option<Box<Look>>,
     ) -> Arc<Statement> {
-        let id = id_of(rest, context);
+        let id = self.id_of(rest, context);
         let mut known = self.lock();
         if let Some(statement) = known.get(&id).and_then(Weak::upgrade) {
             return statement;
@@ -64,19 +85,13 @@ impl Statements {
 
     /// The pool's copy of a statement that some client has and some backend has taken.
     pub fn proved(&self, rest: &[u8], context: u64) -> Option<Arc<Statement>> {
-        let statement = self.lock().get(&id_of(rest, context)).and_then(Weak::upgrade)?;
+        let statement = self.lock().get(&self.id_of(rest, context)).and_then(Weak::upgrade)?;
         statement.proved.load(Ordering::Relaxed).then_some(statement)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<StatementId, Weak<Statement>, ahash::RandomState>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn id_of(rest: &[u8], context: u64) -> StatementId {
-    let digest = Sha256::new().chain_update(context.to_be_bytes()).chain_update(rest).finalize();
-    let half = digest.first_chunk::<16>().expect("SHA-256 has 32 bytes");
-    StatementId(u128::from_be_bytes(*half))
 }
 
 #[cfg(test)]
@@ -91,6 +106,8 @@ mod tests {
         assert!(Arc::ptr_eq(&one, &intern(b"SELECT 1\0\0\0", 0)));
         assert_ne!(one.id, intern(b"SELECT 2\0\0\0", 0).id);
         assert_ne!(one.id, intern(b"SELECT 1\0\0\0", 1).id, "parsed under other parameters");
+        statements.schema_changed();
+        assert_ne!(one.id, intern(b"SELECT 1\0\0\0", 0).id, "after a change of the schema");
         drop(one);
         for number in 0..10_000 {
             intern(format!("SELECT {number}\0\0\0").as_bytes(), 0);

@@ -166,6 +166,10 @@ impl InstancePools {
         self.with(|books, _| books.ledger.is_empty(tenant))
     }
 
+    pub fn is_closing(&self, tenant: TenantKey) -> bool {
+        self.with(|books, _| books.ledger.is_closing(tenant))
+    }
+
     pub fn evict(&self, pool: PoolKey) {
         self.with(|books, effects| books.ledger.evict(pool, effects));
     }

@@ -183,6 +183,11 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         self.tenants.get(&tenant.0).is_none_or(|tenant| tenant.usage.open == 0 && tenant.usage.waiting == 0)
     }
 
+    /// Whether any of the tenant's backends is being closed.
+    pub fn is_closing(&self, tenant: TenantKey) -> bool {
+        self.tenants.get(&tenant.0).is_some_and(|tenant| tenant.usage.closing > 0)
+    }
+
     /// Removes a tenant if it is empty; says whether it did.
     pub fn remove_tenant(&mut self, tenant: TenantKey) -> bool {
         let empty = self.is_empty(tenant);

@@ -5,6 +5,7 @@ mod instance;
 pub mod ledger;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ use ledger::{Bound, PoolKey, PoolSettings, TenantKey};
 /// Welcomes remembered per pool: clients of one pool seldom differ in their startup parameters.
 const MAX_WELCOMES: usize = 64;
 
+/// How long a request waits for idle backends to be closed that stand in its way.
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Different settings of which a pool keeps one copy; beyond, each client has its own.
 const MAX_SHARED: usize = 256;
 
@@ -51,6 +54,8 @@ struct TenantPools {
     instance: Arc<InstancePools>,
     key: TenantKey,
     pools: Mutex<HashMap<PoolName, Arc<Pool>>>,
+    /// See [`Statements`].
+    schema: Arc<AtomicU64>,
 }
 
 /// What tells the pools of a tenant apart.
@@ -121,7 +126,7 @@ impl Pools {
             of_tenant.instance.add_pool(of_tenant.key, settings(&record.pool, &defaults), |key| Pool {
                 tenant: tenant.clone(),
                 name,
-                statements: Arc::default(),
+                statements: Arc::new(Statements::new(of_tenant.schema.clone())),
                 instance: of_tenant.instance.clone(),
                 key,
                 home: of_tenant.home.clone(),
@@ -152,7 +157,14 @@ impl Pools {
         };
         let key = instance.add_tenant(tenant_bound(&record.pool, &shared.defaults));
         let home = self.workers.home(tenant.id.as_str()).clone();
-        let pools = Arc::new(TenantPools { tenant: tenant.clone(), home, instance, key, pools: Mutex::default() });
+        let pools = Arc::new(TenantPools {
+            tenant: tenant.clone(),
+            home,
+            instance,
+            key,
+            pools: Mutex::default(),
+            schema: Arc::default(),
+        });
         shared.tenants.insert(address(tenant), pools.clone());
         Ok(pools)
     }
@@ -215,6 +227,20 @@ impl Pools {
     pub fn is_empty(&self, tenant: &Arc<Tenant>) -> bool {
         let of_tenant = self.shared().tenants.get(&address(tenant)).cloned();
         of_tenant.is_none_or(|pools| pools.instance.is_empty(pools.key))
+    }
+
+    /// Closes a tenant's idle backends and waits, for a bounded time, until the instance has let go of them: as long as
+    /// there are any in a database, it can be neither dropped nor renamed nor copied.
+    pub async fn empty(&self, tenant: &Arc<Tenant>) {
+        let of_tenant = self.shared().tenants.get(&address(tenant)).cloned();
+        let Some(pools) = of_tenant else { return };
+        pools.evict();
+        let closed = async {
+            while pools.instance.is_closing(pools.key) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(EMPTY_TIMEOUT, closed).await;
     }
 
     /// Closes every idle backend; the others go at their release.

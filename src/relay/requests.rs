@@ -212,6 +212,7 @@ impl Flow {
         if let Some(tag) = look.as_ref().and_then(|look| self.deallocate(look)) {
             return self.expected.push_back(Expected::KnownQuery(tag));
         }
+        self.forget_sequences(backend, look.as_deref(), splice);
         // A simple query drops the unnamed statement.
         self.forget_unnamed();
         backend.unnamed = None;
@@ -228,6 +229,17 @@ impl Flow {
         }
         self.expected.push_back(Expected::Query);
         splice.pass(message.at, message.end);
+    }
+
+    /// What other sessions have done to sequences on this backend is forgotten before this one asks, if it is the first
+    /// thing in its transaction: later on, that would be its own doing, too.
+    fn forget_sequences(&mut self, backend: &mut BackendState, look: Option<&Look>, splice: &mut Splice<'_>) {
+        let asks = look.is_some_and(|look| look.marks.contains(Marks::SEQUENCE_READ));
+        if asks && backend.sequences_of_others && self.is_free() {
+            backend.sequences_of_others = false;
+            messages::query(splice.insert(), "DISCARD SEQUENCES");
+            self.expected.push_back(Expected::Ahead);
+        }
     }
 
     /// Notes what a statement that is about to run may do.
@@ -314,6 +326,7 @@ impl Flow {
             return Ok(());
         }
         let (rest, tag, look) = look_into(rest, &self.state);
+        self.forget_sequences(backend, look.as_deref(), splice);
         if name.is_empty() {
             let unnamed = self.mine.set_unnamed(&rest, tag, look);
             backend.unnamed = Some(UnnamedOwner { session: self.session, version: unnamed.version });
@@ -341,7 +354,8 @@ impl Flow {
         if self.mine.len() >= self.limits.max_prepared_per_client {
             return Err(ClientFault::TooManyStatements(self.limits.max_prepared_per_client));
         }
-        let statement = self.shared.intern(&rest, self.state.parse_context(self.session), tag, || look);
+        let context = self.state.parse_context(self.session, look.as_deref());
+        let statement = self.shared.intern(&rest, context, tag, || look);
         let id = statement.id;
         self.mine.insert(name, statement);
         if let Retry::Possible(_) = self.retry {
@@ -399,6 +413,7 @@ impl Flow {
                 self.mine.put_unnamed(unnamed);
             }
         } else if let Some(statement) = self.mine.get(name).cloned() {
+            self.forget_sequences(backend, statement.look.as_deref(), splice);
             self.ensure(backend, statement.id, &statement.rest, splice);
             self.bound(portal, statement.look.as_deref(), statement.tag, &statement.rest);
             let server_name = statement.id.server_name();

@@ -173,7 +173,7 @@ impl Flow {
                 }
             }
             b"DISCARD SEQUENCES" => self.state.certain.remove(Pin::Sequence),
-            b"LOAD" => self.state.certain.insert(Pin::Library),
+            _ if !self.plain && changes_schema(command) => self.state.schema_changed(command),
             _ => {}
         }
     }
@@ -271,9 +271,17 @@ impl Flow {
         self.barrier &= !self.expected.is_empty();
         if self.status == TransactionStatus::Idle {
             self.figures.transactions += 1;
+            if std::mem::take(&mut self.state.changed_schema) {
+                self.shared.schema_changed();
+            }
         }
         Ok(true)
     }
+}
+
+/// Whether a command tag tells of DDL.
+fn changes_schema(command: &[u8]) -> bool {
+    [&b"CREATE "[..], b"ALTER ", b"DROP "].iter().any(|verb| command.starts_with(verb))
 }
 
 /// How much of a message's payload has to be in view before it can be forwarded.

@@ -29,6 +29,10 @@ pub struct SessionState {
     pub context: u64,
     /// The session stays on its backend.
     pub held: bool,
+    /// The transaction has changed the schema.
+    pub changed_schema: bool,
+    /// Counts what makes this session's statements differ from those of the same text before.
+    own: u64,
 }
 
 impl SessionState {
@@ -72,7 +76,8 @@ impl SessionState {
                 self.doubt.pins = self.doubt.pins | pins;
             }
         }
-        for (mark, pin) in [(Marks::SEED, Pin::Seed), (Marks::FOREIGN, Pin::Foreign)] {
+        let certain = [(Marks::LOAD, Pin::Library), (Marks::SEED, Pin::Seed), (Marks::FOREIGN, Pin::Foreign)];
+        for (mark, pin) in certain {
             if marks.contains(mark) {
                 self.certain.insert(pin);
             }
@@ -87,15 +92,28 @@ impl SessionState {
         self.opaque = true;
     }
 
+    /// A command of the client's has changed the schema: what it prepares from now on is analysed anew. What it makes for
+    /// itself alone is nobody else's business.
+    pub fn schema_changed(&mut self, command: &[u8]) {
+        self.changed_schema |= !(command.starts_with(b"CREATE") && self.doubt.pins.contains(Pin::Temporary));
+        self.own += 1;
+    }
+
     /// Whether what a statement is parsed under may differ from what the last census found: what is prepared now cannot
     /// be shared.
     fn is_unsettled(&self) -> bool {
-        self.held || self.doubt.all_parameters || !self.doubt.parameters.is_empty()
+        self.held || self.changed_schema || self.doubt.all_parameters || !self.doubt.parameters.is_empty()
     }
 
-    /// What prepared statements are shared by now; `session` for itself alone while its state is unsettled.
-    pub fn parse_context(&self, session: u32) -> u64 {
-        if self.is_unsettled() { 1 << 63 | u64::from(session) } else { self.context }
+    /// What prepared statements are shared by now: a number for `session` alone while its state is unsettled, and one that
+    /// never comes again for a statement that means the moment of its analysis.
+    pub fn parse_context(&mut self, session: u32, look: Option<&Look>) -> u64 {
+        if look.is_some_and(|look| look.marks.contains(Marks::MOMENT)) {
+            self.own += 1;
+        } else if !self.is_unsettled() {
+            return self.context;
+        }
+        1 << 63 | u64::from(session) << 31 | self.own & 0x7fff_ffff
     }
 
     /// Whether plain strings take a backslash as it is.
@@ -225,5 +243,6 @@ mod tests {
         assert!(state.doubt.pins.contains(Pin::AdvisoryLock) && !state.is_unsettled());
         state.note(&Look { parameters: (0..40).map(|n| format!("p{n}")).collect(), ..Look::default() });
         assert!(state.doubt.all_parameters && state.doubt.parameters.is_empty() && state.is_unsettled());
+        assert_ne!(state.parse_context(1, None), state.parse_context(2, None));
     }
 }

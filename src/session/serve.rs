@@ -25,7 +25,7 @@ use crate::relay::{
 };
 use crate::sessions::{Order, WaitOver};
 use crate::wire::tag::frontend;
-use crate::wire::{HEADER, Header, PgError, sqlstate};
+use crate::wire::{HEADER, Header, PgError, cstr, sqlstate};
 
 /// With so many bytes of answers to take, a client gets no further ones.
 const MAX_UNSENT: usize = 64 * 1024;
@@ -96,6 +96,9 @@ impl Serving<'_> {
         loop {
             if let Err(end) = self.next_request().await {
                 return end;
+            }
+            if touches_a_database(self.client.received()) {
+                self.context.pools.empty(&self.session.tenant).await;
             }
             let checkout = match self.backend().await {
                 Ok(checkout) => checkout,
@@ -174,7 +177,8 @@ impl Serving<'_> {
                 WaitOver::Ended => NoBackend::End(End::Told(farewell(&self.session))),
             }),
         };
-        match checkout.serve(registration.pid, always_reset(&self.session.pool)).await {
+        let reads = self.session.pool.statements.reads_sequences.load(Ordering::Relaxed);
+        match checkout.serve(registration.pid, always_reset(&self.session.pool), reads).await {
             Ok(()) => self.ready(checkout).await,
             Err(error) => Err(self.lost(&error)),
         }
@@ -449,6 +453,21 @@ fn first_request(received: &[u8], max: usize, flow: &Flow) -> Result<bool, End> 
         }
         Err(fault) => Err(End::ClientFault(fault.into())),
     }
+}
+
+/// Whether a request is one that PostgreSQL refuses while anybody is connected to the database that it is about.
+fn touches_a_database(received: &[u8]) -> bool {
+    let Ok(Some(header)) = Header::read(received, i32::MAX as usize) else { return false };
+    let payload = &received[HEADER..];
+    let text = match header.tag {
+        frontend::QUERY => payload,
+        frontend::PARSE => cstr(payload).map_or(payload, |(_, text)| text),
+        _ => return false,
+    };
+    let mut words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let verbs = [&b"DROP"[..], b"ALTER", b"CREATE"];
+    words.next().is_some_and(|word| verbs.iter().any(|verb| word.eq_ignore_ascii_case(verb)))
+        && words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"DATABASE"))
 }
 
 /// Whether what was received begins with a batch that needed no backend; its answers are queued then.

@@ -73,7 +73,7 @@ async fn introduce(
 ) -> Result<(Arc<Parameters>, Option<Checkout>), Rejection> {
     let mut checkout =
         pool.checkout().await.map_err(|error| unavailable(error.to_client().with_severity(Severity::Fatal)))?;
-    let adopted = match checkout.serve(registration.pid, always_reset(pool)).await {
+    let adopted = match checkout.serve(registration.pid, always_reset(pool), false).await {
         Ok(()) => checkout.adopt(settings).await,
         Err(error) => Err(error),
     };

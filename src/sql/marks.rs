@@ -21,7 +21,7 @@ impl Marks {
     pub const PREPARED: Marks = Marks(1 << 5);
     /// A statement that SQL's PREPARE made is run.
     pub const EXECUTE: Marks = Marks(1 << 6);
-    /// A library is loaded.
+    /// A library is loaded, by LOAD or for a function written in C.
     pub const LOAD: Marks = Marks(1 << 7);
     /// The random generator is seeded.
     pub const SEED: Marks = Marks(1 << 8);
@@ -29,7 +29,8 @@ impl Marks {
     pub const SEQUENCE: Marks = Marks(1 << 9);
     /// currval or lastval is called.
     pub const SEQUENCE_READ: Marks = Marks(1 << 10);
-    /// State that nobody can see again: connections of dblink, replication origins and temporary slots, base backups.
+    /// State that nobody can see again: connections of dblink, replication origins and temporary slots, base backups,
+    /// statistics not told yet.
     pub const FOREIGN: Marks = Marks(1 << 11);
     /// Anything may happen inside, or the text cannot be read to its end.
     pub const OPAQUE: Marks = Marks(1 << 12);
@@ -39,6 +40,9 @@ impl Marks {
     pub const DISCARD_SEQUENCES: Marks = Marks(1 << 14);
     /// Statements that begin or end a transaction and do not stand alone, or do more than that.
     pub const TRANSACTION: Marks = Marks(1 << 15);
+
+    /// A string means the moment when the statement is analysed: 'now', 'today' and the like (PostgreSQL manual, 8.5.1.4).
+    pub const MOMENT: Marks = Marks(1 << 16);
 
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -90,6 +90,7 @@ fn deserves_a_closer_look(sql: &[u8], standard_strings: bool) -> bool {
                 }
             }
             Kind::Unicode => return true,
+            Kind::Literal { .. } if words::is_moment(token.text(sql)) => return true,
             Kind::Literal { .. } | Kind::Sign(_) => {}
         }
         first = false;

@@ -70,8 +70,10 @@ impl<'a> Scan<'a> {
                 Kind::Quoted { .. } => self.name(token),
                 Kind::Unicode => self.unicode(token),
                 Kind::Literal { .. } if self.opaque => self.look.marks |= words::in_body(token.text(self.sql)),
+                Kind::Literal { .. } if words::is_moment(token.text(self.sql)) => self.look.marks |= Marks::MOMENT,
                 Kind::Literal { .. } => {}
             }
+            self.library(token);
             self.head.push(token);
             self.previous = Some(token);
         }
@@ -129,6 +131,14 @@ impl<'a> Scan<'a> {
                 }
             }
             _ => self.name(token),
+        }
+    }
+
+    /// A function in C brings its library with it, which may keep anything.
+    fn library(&mut self, token: Token) {
+        let is_c = |text: &[u8]| text.eq_ignore_ascii_case(b"c") || text.eq_ignore_ascii_case(b"'c'");
+        if is_c(token.text(self.sql)) && self.previous_is(&[b"language"]) && self.makes_a_routine() {
+            self.look.marks |= Marks::LOAD;
         }
     }
 

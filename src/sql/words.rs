@@ -30,6 +30,8 @@ const FUNCTIONS: &[(&[u8], Marks)] = &[
     (b"pg_create_logical_replication_slot", SLOT),
     (b"pg_copy_physical_replication_slot", SLOT),
     (b"pg_copy_logical_replication_slot", SLOT),
+    // What this backend has counted and not told the others yet.
+    (b"pg_stat_force_next_flush", Marks::FOREIGN),
     // A base backup ends with the session that began it; the first names are PostgreSQL 15's.
     (b"pg_backup_start", Marks::FOREIGN),
     (b"pg_backup_stop", Marks::FOREIGN),
@@ -127,6 +129,18 @@ pub fn is_temporary_schema(name: &[u8]) -> bool {
 /// Whether `text` contains `word`, in any case.
 pub fn has(text: &[u8], word: &[u8]) -> bool {
     text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word))
+}
+
+/// Whether a string in quotes begins with a word for a moment.
+#[inline(always)]
+pub fn is_moment(literal: &[u8]) -> bool {
+    let Some(text) = literal.get(1..) else { return false };
+    matches!(text.first(), Some(b'n' | b'N' | b't' | b'T' | b'y' | b'Y' | b' '))
+        && [&b"now"[..], b"today", b"tomorrow", b"yesterday"].iter().any(|word| {
+            let text = text.trim_ascii_start();
+            text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
+                && text.get(word.len()).is_none_or(|next| !next.is_ascii_alphanumeric())
+        })
 }
 
 /// Words that change session state inside the body of a DO block, in whatever place and string they stand there.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// The modules of `src`, each using only those before it; `lib.rs` lists them in the same order (docs/ARCHITECTURE.md).
 const ORDER: &[&str] = &[
     "wire",
+    "sql",
     "metrics",
     "drain",
     "workers",

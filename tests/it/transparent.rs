@@ -246,6 +246,12 @@ async fn sequences_are_remembered_where_somebody_asks_for_them() {
         assert_eq!(other.failure("SELECT lastval()").await, "55000");
         assert_eq!(wire.value("SELECT lastval() || ' ' || currval('t_id_seq')").await, "1 1");
     }
+    // What was done before anybody asked is not told to others either.
+    let stage_of_one = one_backend().await;
+    let (mut first, mut second) = (stage_of_one.client().await, stage_of_one.client().await);
+    first.query("CREATE TABLE t (id serial, x int); INSERT INTO t (x) VALUES (1)").await.unwrap();
+    let batch = [parse("", "SELECT lastval()"), bind("", "", &[]), execute("", 0), sync()];
+    assert_eq!(sqlstates(&second.exchange(&batch).await), ["55000"]);
     wire.query("DISCARD SEQUENCES").await.unwrap();
     assert_eq!(wire.failure("SELECT currval('t_id_seq')").await, "55000");
     eventually!(stage.proxy.metric("pgtenant_tenant_clients_pinned{tenant=\"acme\"").await == 0.0);
@@ -403,4 +409,50 @@ async fn what_a_function_call_does_is_found() {
     wire.exchange(&[function_call(oid.parse().unwrap(), &["lock_timeout", "7s", "f"])]).await;
     others_turn(&mut other).await;
     assert_eq!(wire.value("SHOW lock_timeout").await, "7s");
+}
+
+#[tokio::test]
+async fn what_a_client_prepares_after_a_change_of_the_schema_is_analysed_anew() {
+    let stage = one_backend().await;
+    let (mut wire, mut other) = (stage.client().await, stage.client().await);
+    let describe = |name: &str| [parse(name, "INSERT INTO t VALUES ($1)"), describe_statement(name), sync()].concat();
+    // ParameterDescription: the number of parameters, and the type of the first.
+    let kind = |messages: &[crate::harness::wire::Message]| messages[1].payload[2..6].to_vec();
+    wire.query("CREATE TABLE t (x int)").await.unwrap();
+    let number = kind(&wire.exchange(&[describe("a")]).await);
+    assert_eq!(kind(&other.exchange(&[describe("a")]).await), number);
+    wire.query("DROP TABLE t; CREATE TABLE t (x text)").await.unwrap();
+    let text = kind(&other.exchange(&[describe("b")]).await);
+    assert_ne!(text, number);
+    assert_eq!(kind(&wire.exchange(&[describe("b")]).await), text);
+    // In the transaction that makes the change, and with temporary tables.
+    wire.query("BEGIN; DROP TABLE t; CREATE TABLE t (x int)").await.unwrap();
+    assert_eq!(kind(&wire.exchange(&[describe("c")]).await), number);
+    wire.query("ROLLBACK").await.unwrap();
+    assert_eq!(kind(&wire.exchange(&[describe("d")]).await), text);
+    wire.query("CREATE TEMP TABLE t (x int)").await.unwrap();
+    assert_eq!(kind(&wire.exchange(&[describe("e")]).await), number);
+    wire.query("DROP TABLE t; CREATE TEMP TABLE t (x text)").await.unwrap();
+    assert_eq!(kind(&wire.exchange(&[describe("f")]).await), text);
+    wire.query("DROP TABLE t").await.unwrap();
+    // A string that means the moment of the analysis is nobody else's.
+    let now =
+        |name: &str| [parse(name, "SELECT 'now'::timestamptz"), bind("", name, &[]), execute("", 0), sync()].concat();
+    let earlier = values(&wire.exchange(&[now("now")]).await);
+    assert_ne!(values(&other.exchange(&[now("now")]).await), earlier);
+    assert_ne!(values(&wire.exchange(&[now("again")]).await), earlier);
+}
+
+#[tokio::test]
+async fn idle_backends_do_not_stand_in_the_way_of_a_database() {
+    let changes = [("databases", toml::Value::Array(vec!["*".into()]))];
+    let stage = Stage::new(&changes).await;
+    stage.sql("ALTER ROLE app CREATEDB").await;
+    let mut wire = stage.client().await;
+    wire.query("CREATE DATABASE second").await.unwrap();
+    let mut inside = stage.client_with(&[("database", "second")]).await;
+    assert_eq!(inside.value("SELECT current_database()").await, "second");
+    drop(inside);
+    let batch = [parse("", "DROP DATABASE second"), bind("", "", &[]), execute("", 0), sync()];
+    assert_eq!(tags(&wire.exchange(&batch).await), "12CZ");
 }
