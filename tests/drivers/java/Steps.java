@@ -79,7 +79,8 @@ public final class Steps {
         }
     }
 
-    private static Connection connect() throws SQLException {
+    /** Further properties come in pairs of name and value. */
+    private static Connection connect(String... further) throws SQLException {
         String server = ROUTE.equals("sni") ? System.getenv("PGT_HOST") : "localhost";
         String user = System.getenv("PGT_USER");
         Properties properties = new Properties();
@@ -90,6 +91,9 @@ public final class Steps {
         properties.setProperty("socketFactory", HostAddrSocketFactory.class.getName());
         properties.setProperty("prepareThreshold", "1");
         properties.setProperty("connectTimeout", "10");
+        for (int i = 0; i < further.length; i += 2) {
+            properties.setProperty(further[i], further[i + 1]);
+        }
         if (ROUTE.equals("options")) {
             String option = System.getenv().getOrDefault("PGT_TENANT_OPTION", "tenant");
             properties.setProperty("options", "-c " + option + "=" + TENANT);
@@ -237,6 +241,39 @@ public final class Steps {
             connection.rollback();
             expect("after ROLLBACK", one(connection, "SELECT 3"), "3");
             connection.commit();
+        }
+        rewrittenBatch();
+    }
+
+    /**
+     * Batches that the driver turns into INSERTs of many rows, and savepoints that it sets before every statement: an
+     * error takes back its own statement only.
+     */
+    private static void rewrittenBatch() throws SQLException {
+        String table = TABLE + "_batch";
+        try (Connection connection = connect("reWriteBatchedInserts", "true", "autosave", "always")) {
+            execute(connection, "CREATE TABLE " + table + " (id int PRIMARY KEY, text text)");
+            try {
+                connection.setAutoCommit(false);
+                for (int round = 0; round < 3; round++) {
+                    try (PreparedStatement insert = connection.prepareStatement(
+                            "INSERT INTO " + table + " VALUES (?, ?)")) {
+                        for (int row = 0; row < 100; row++) {
+                            insert.setInt(1, round * 100 + row);
+                            insert.setString(2, "row " + row);
+                            insert.addBatch();
+                        }
+                        expect("batch", insert.executeBatch().length, 100);
+                    }
+                    fails(connection, "INSERT INTO " + table + " VALUES (0, 'there already')", "23505");
+                }
+                connection.commit();
+                expect("rows", one(connection, "SELECT count(*) FROM " + table), "300");
+                connection.commit();
+            } finally {
+                connection.setAutoCommit(true);
+                execute(connection, "DROP TABLE " + table);
+            }
         }
     }
 
