@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::frontend::V3_0;
 use crate::harness::proxy::{Proxy, ProxyFiles};
+use crate::harness::random::{Random, seed};
 use crate::harness::scene::{marker, password};
 use crate::harness::wire::Wire;
 use crate::harness::{certs, postgres};
@@ -20,19 +21,6 @@ const INSTANCES: usize = 3;
 const COMBINATIONS: usize = 1000;
 /// Logins under way at a time: enough to mix tenants on every worker.
 const AT_A_TIME: usize = 24;
-
-/// xorshift64*: a seed that is printed makes a failure come again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let high = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33;
-        usize::try_from(high).expect("31 bits") % bound
-    }
-}
 
 /// One client: whose credentials it has, and which tenants its hints name.
 #[derive(Debug, Clone, Default)]
@@ -123,20 +111,13 @@ impl Town {
     }
 }
 
-fn seed() -> u64 {
-    match std::env::var("PGT_SEED") {
-        Ok(text) => text.parse().expect("PGT_SEED is a number"),
-        Err(_) => getrandom::u64().expect("random bytes"),
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_combinations_of_credentials_and_hints() {
     let (town, _instances) = Town::new().await;
     let town = Arc::new(town);
     let seed = seed();
     println!("PGT_SEED={seed}");
-    let mut random = Random(seed | 1);
+    let mut random = Random::new(seed);
     let (places, mut clients) = (Arc::new(Semaphore::new(AT_A_TIME)), JoinSet::new());
     for _ in 0..COMBINATIONS {
         let (town, places, combination) = (town.clone(), places.clone(), Combination::random(&mut random));

@@ -5,6 +5,7 @@ pub mod faulty_link;
 pub mod frontend;
 pub mod postgres;
 pub mod proxy;
+pub mod random;
 pub mod scene;
 pub mod serve;
 pub mod stage;

@@ -13,7 +13,7 @@ use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -25,7 +25,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
 
 /// One client connection. Reads fail the test when nothing comes within `deadline`.
 pub struct Wire {
-    stream: Box<dyn Transport>,
+    stream: BufReader<Box<dyn Transport>>,
     /// Longest wait for a message; 10 s unless changed.
     pub deadline: Duration,
     /// ParameterStatus as received.
@@ -148,7 +148,7 @@ impl Wire {
 
     fn over(stream: Box<dyn Transport>, end_point: Option<Vec<u8>>) -> Wire {
         Wire {
-            stream,
+            stream: BufReader::new(stream),
             deadline: Duration::from_secs(10),
             parameters: BTreeMap::new(),
             key: None,
@@ -171,7 +171,12 @@ impl Wire {
 
     /// The next message; an error when the connection ends before or within one.
     pub async fn read(&mut self) -> io::Result<Message> {
-        timeout(self.deadline, self.read_unbounded()).await.expect("a message within the deadline")
+        self.read_in_time().await.expect("a message within the deadline")
+    }
+
+    /// The same; nothing when none comes within the deadline, after which the connection is of no more use.
+    pub async fn read_in_time(&mut self) -> Option<io::Result<Message>> {
+        timeout(self.deadline, self.read_unbounded()).await.ok()
     }
 
     async fn read_unbounded(&mut self) -> io::Result<Message> {
