@@ -15,6 +15,7 @@ mod encryption;
 mod failures;
 mod harness;
 mod isolation;
+mod leak_hunter;
 mod login;
 mod main_job;
 mod metrics;
