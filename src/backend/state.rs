@@ -14,9 +14,21 @@ pub type Parameters = BTreeMap<String, String>;
 pub struct StatementId(pub u128);
 
 impl StatementId {
-    /// The name on the backend, well below PostgreSQL's 63 bytes.
+    /// What names on a backend begin with.
+    pub const PREFIX: &'static str = "pgt_";
+    /// Bytes of a name on a backend, well below PostgreSQL's 63.
+    pub const LENGTH: usize = 36;
+
+    /// The name on the backend.
     pub fn server_name(self) -> String {
-        format!("pgt_{:032x}", self.0)
+        format!("{}{:032x}", Self::PREFIX, self.0)
+    }
+
+    /// The statement that a text begins with a name of.
+    pub fn of_server_name(text: &[u8]) -> Option<StatementId> {
+        let digits = text.get(Self::PREFIX.len()..Self::LENGTH)?;
+        let digits = std::str::from_utf8(digits).ok().filter(|_| text.starts_with(Self::PREFIX.as_bytes()))?;
+        u128::from_str_radix(digits, 16).ok().map(StatementId)
     }
 }
 
@@ -185,6 +197,9 @@ mod tests {
 
     #[test]
     fn names_fit() {
-        assert_eq!(StatementId(10).server_name(), "pgt_0000000000000000000000000000000a");
+        let name = StatementId(10).server_name();
+        assert_eq!((name.as_str(), name.len()), ("pgt_0000000000000000000000000000000a", StatementId::LENGTH));
+        assert_eq!(StatementId::of_server_name(format!("{name}\" does").as_bytes()), Some(StatementId(10)));
+        assert_eq!(StatementId::of_server_name(b"pgt_000000000000000000000000000000 \""), None);
     }
 }

@@ -45,6 +45,7 @@ impl Flow {
             }
         }
         messages::framed(replies, backend::READY, &[b"I"]);
+        self.mine.at_rest();
         length
     }
 

@@ -57,6 +57,8 @@ pub(super) enum Batch {
 pub(super) enum Expected {
     /// The whole answer to a simple query of ours, sent ahead of the client's request.
     Ahead,
+    /// The same, sent behind a request that resets the session: the client gets the ReadyForQuery of this one.
+    Behind,
     /// ParseComplete for a client's Parse: undone when the backend passes over it.
     Parse(ParseNote),
     /// ParseComplete that the client knows nothing of.
@@ -92,7 +94,12 @@ impl Expected {
     pub fn ends_with_ready(&self) -> bool {
         matches!(
             self,
-            Expected::Ahead | Expected::Sync | Expected::Query | Expected::Restored(_) | Expected::FunctionCall
+            Expected::Ahead
+                | Expected::Behind
+                | Expected::Sync
+                | Expected::Query
+                | Expected::Restored(_)
+                | Expected::FunctionCall
         )
     }
 }
@@ -171,8 +178,8 @@ pub struct Flow {
     pub(super) ahead: Vec<String>,
     /// Why it failed.
     pub(super) ahead_failed: Option<PgError>,
-    /// What comes behind a request that resets the backend has to wait until it is put right again.
-    pub(super) barrier: bool,
+    /// The client's own parameters have to be put back behind the request at hand.
+    pub(super) restores: bool,
     /// Portals of statements whose command tag is not what the client expects.
     pub(super) portals: Vec<(Box<[u8]>, &'static str)>,
     /// What the backend cannot do because a statement's plan is out of date.
@@ -211,7 +218,7 @@ impl Flow {
             state,
             ahead: Vec::new(),
             ahead_failed: None,
-            barrier: false,
+            restores: false,
             portals: Vec::new(),
             retry: Retry::No,
             retry_names: Vec::new(),
@@ -361,6 +368,7 @@ impl Flow {
                     let command = *command;
                     self.reply(replies, backend::COMMAND_COMPLETE, &[command.as_bytes(), b"\0"]);
                     self.reply(replies, backend::READY, &[&[self.status.byte()]]);
+                    self.mine.at_rest();
                 }
                 _ => return,
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::flow::{Batch, ClientFault, Expected, Flow, ParseNote, Retry, TransactionStatus};
 use super::splice::Splice;
 use super::statements::look_into;
-use crate::backend::{BackendState, StatementId, UnnamedOwner};
+use crate::backend::{BackendState, Settings, StatementId, UnnamedOwner};
 use crate::metrics::Pin;
 use crate::sql::{self, Alone, Look, Marks};
 use crate::wire::tag::frontend;
@@ -108,9 +108,9 @@ impl Flow {
         Ok(Taken { consumed: at, terminated: false })
     }
 
-    /// No more requests are taken before there are answers: so many are due, or the backend has to be put right first.
+    /// No more requests are taken before there are answers: so many are due, or what failed has to be sent again first.
     pub fn is_full(&self) -> bool {
-        self.barrier || matches!(self.retry, Retry::Failed(_)) || self.expected.len() >= MAX_EXPECTED
+        matches!(self.retry, Retry::Failed(_)) || self.expected.len() >= MAX_EXPECTED
     }
 
     /// The last call to [`Flow::requests`] left something that it could have taken, had there been room for it.
@@ -189,9 +189,15 @@ impl Flow {
                 self.extended(Expected::Execute(tag));
             }
             frontend::FLUSH => self.batch = Batch::Open,
-            frontend::SYNC => self.sync(),
             frontend::QUERY => {
                 self.query(backend, message, splice);
+                self.restore_behind(splice);
+                return Ok(());
+            }
+            frontend::SYNC => {
+                self.sync();
+                splice.pass(message.at, message.end);
+                self.restore_behind(splice);
                 return Ok(());
             }
             frontend::FUNCTION_CALL => {
@@ -242,6 +248,16 @@ impl Flow {
         }
     }
 
+    /// DISCARD ALL goes back to the login's parameters: the client's own follow in the same write.
+    fn restore_behind(&mut self, splice: &mut Splice<'_>) {
+        if std::mem::take(&mut self.restores)
+            && let Some(change) = Settings::default().change_to(&self.state.startup)
+        {
+            messages::query(splice.insert(), &change.sql);
+            self.expected.push_back(Expected::Behind);
+        }
+    }
+
     /// Notes what a statement that is about to run may do.
     fn note(&mut self, look: Option<&Look>, text: &[u8]) {
         if let Some(look) = look {
@@ -249,7 +265,7 @@ impl Flow {
             if look.marks.contains(Marks::SEQUENCE_READ) {
                 self.shared.reads_sequences.store(true, Ordering::Relaxed);
             }
-            self.barrier |= look.marks.contains(Marks::DISCARD_ALL) && !self.state.startup.is_empty();
+            self.restores |= look.marks.contains(Marks::DISCARD_ALL);
         }
         if self.shared.reads_sequences.load(Ordering::Relaxed) && sql::may_advance_sequence(text) {
             self.state.certain.insert(Pin::Sequence);

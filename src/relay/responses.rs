@@ -1,10 +1,11 @@
 //! The backend's half of the relay: which request its messages answer, and when everything is answered.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::flow::{Batch, Expected, Flow, ParseNote, Retry, TransactionStatus};
 use super::splice::Splice;
-use crate::backend::{BackendState, UnnamedOwner};
+use crate::backend::{BackendState, StatementId, UnnamedOwner};
 use crate::metrics::Pin;
 use crate::wire::tag::backend as tag;
 use crate::wire::{HEADER, Header, PgError, ReadFault, Severity, messages};
@@ -38,7 +39,8 @@ impl Flow {
             }
             let Some(header) = Header::read(&input[at..], i32::MAX as usize)? else { break };
             let available = input.len() - at - HEADER;
-            let ahead = matches!(self.expected.front(), Some(Expected::Ahead)) && header.tag != tag::NOTIFICATION;
+            let own = matches!(self.expected.front(), Some(Expected::Ahead | Expected::Behind));
+            let ahead = own && header.tag != tag::NOTIFICATION;
             // Our own answers are short, and the client must not get the rest of one.
             let needed = if ahead { header.payload } else { bytes_needed(header.tag) };
             if available < header.payload.min(needed) {
@@ -47,32 +49,48 @@ impl Flow {
             let in_view = available.min(header.payload);
             let end = at + HEADER + in_view;
             let view = &input[at + HEADER..end];
-            if ahead {
-                if self.answers_ahead(backend, header.tag, view) {
-                    self.tell(backend, splice.insert());
-                }
-            } else if self.response(backend, header.tag, view)? && self.passes() {
-                self.forward(header.tag, at, end, splice);
-            }
             self.response_rest = header.payload - in_view;
+            if ahead {
+                self.answers_ours(backend, header.tag, view, at..end, splice)?;
+            } else if self.response(backend, header.tag, view)? && self.passes() {
+                self.forward(header.tag, view, at, end, splice);
+            }
             at = end;
             self.answer_known(&mut |tag, parts| messages::framed(splice.insert(), tag, parts));
         }
         Ok(at)
     }
 
-    /// Notes a message that answers what was sent ahead; says whether it was the last one.
-    fn answers_ahead(&mut self, backend: &mut BackendState, tag: u8, view: &[u8]) -> bool {
+    /// Notes a message that answers what was sent ahead or behind.
+    fn answers_ours(
+        &mut self,
+        backend: &mut BackendState,
+        tag: u8,
+        view: &[u8],
+        whole: Range<usize>,
+        splice: &mut Splice<'_>,
+    ) -> Result<(), ReadFault> {
         match tag {
             tag::PARAMETER_STATUS => backend.reported(view),
-            tag::ERROR => self.ahead_failed = Some(PgError::decode(view)),
+            // Behind a request that failed there is nothing to restore.
+            tag::ERROR if matches!(self.expected.front(), Some(Expected::Ahead)) => {
+                self.ahead_failed = Some(PgError::decode(view));
+            }
+            tag::READY if matches!(self.expected.front(), Some(Expected::Behind)) => {
+                self.tell(backend, splice.insert());
+                if self.ready(view)? {
+                    splice.pass(whole.start, whole.end);
+                }
+            }
             tag::READY => {
                 self.expected.pop_front();
-                return !matches!(self.expected.front(), Some(Expected::Ahead));
+                if !matches!(self.expected.front(), Some(Expected::Ahead)) {
+                    self.tell(backend, splice.insert());
+                }
             }
             _ => {}
         }
-        false
+        Ok(())
     }
 
     /// Tells the client of parameters that the backend reports otherwise than the one before.
@@ -88,8 +106,31 @@ impl Flow {
         self.state.told = backend.parameters.clone();
     }
 
-    /// Lets a message pass; a command tag as the client expects it.
-    fn forward(&mut self, tag: u8, at: usize, end: usize, splice: &mut Splice<'_>) {
+    /// An error that speaks of a statement calls it as the client does; none where there is nothing to change.
+    fn with_own_names(&self, view: &[u8]) -> Option<Vec<u8>> {
+        let mut found = memchr::memmem::find_iter(view, StatementId::PREFIX).peekable();
+        found.peek()?;
+        let (mut renamed, mut done) = (Vec::new(), 0);
+        for at in found {
+            let name = StatementId::of_server_name(&view[at..]).and_then(|id| self.mine.name_of(id));
+            if let Some(name) = name.filter(|_| at >= done) {
+                renamed.extend_from_slice(&view[done..at]);
+                renamed.extend_from_slice(name);
+                done = at + StatementId::LENGTH;
+            }
+        }
+        renamed.extend_from_slice(&view[done..]);
+        Some(renamed)
+    }
+
+    /// Lets a message pass; a command tag as the client expects it, an error with the client's names.
+    fn forward(&mut self, tag: u8, view: &[u8], at: usize, end: usize, splice: &mut Splice<'_>) {
+        if tag == tag::ERROR
+            && self.response_rest == 0
+            && let Some(renamed) = self.with_own_names(view)
+        {
+            return messages::framed(splice.insert(), tag, &[&renamed]);
+        }
         match self.retagged.take() {
             Some(command) if tag == tag::COMMAND_COMPLETE => {
                 messages::framed(splice.insert(), tag, &[command.as_bytes(), b"\0"]);
@@ -144,6 +185,11 @@ impl Flow {
                     _ => {}
                 }
                 self.command_complete(backend, view);
+            }
+            // What the client's own parameters will undo at once.
+            (tag::PARAMETER_STATUS, _) if matches!(self.expected.get(1), Some(Expected::Behind)) => {
+                backend.reported(view);
+                return Ok(false);
             }
             (tag::PARAMETER_STATUS, _) => {
                 backend.reported(view);
@@ -263,12 +309,18 @@ impl Flow {
             self.batch = Batch::Synced;
         }
         self.copy_in = false;
+        // The client gets the next one.
+        if matches!(self.expected.front(), Some(Expected::Behind)) {
+            return Ok(false);
+        }
         if let Retry::Failed(got) = self.retry {
             self.retry = Retry::Due(got);
             return Ok(false);
         }
         self.retry = Retry::No;
-        self.barrier &= !self.expected.is_empty();
+        if self.expected.is_empty() {
+            self.mine.at_rest();
+        }
         if self.status == TransactionStatus::Idle {
             self.figures.transactions += 1;
             if std::mem::take(&mut self.state.changed_schema) {

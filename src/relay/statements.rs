@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::state::SessionState;
-use crate::backend::Statement;
+use crate::backend::{Statement, StatementId};
 use crate::sql::{self, Look};
 use crate::wire::cstr;
 
@@ -27,6 +27,8 @@ pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>, ahash::RandomState>,
     unnamed: Option<Unnamed>,
     versions: u64,
+    /// Dropped while requests were under way, which may still speak of them.
+    dropped: Vec<(StatementId, Box<[u8]>)>,
 }
 
 /// The unnamed statement, kept so that another backend can have it too.
@@ -52,7 +54,20 @@ impl ClientStatements {
     }
 
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
-        self.named.remove(name)
+        let statement = self.named.remove(name)?;
+        self.dropped.push((statement.id, name.into()));
+        Some(statement)
+    }
+
+    /// Nothing is under way any more.
+    pub fn at_rest(&mut self) {
+        self.dropped.clear();
+    }
+
+    /// What the client calls a statement.
+    pub fn name_of(&self, id: StatementId) -> Option<&[u8]> {
+        let named = self.named.iter().find(|(_, statement)| statement.id == id).map(|(name, _)| &**name);
+        named.or_else(|| self.dropped.iter().rev().find(|(dropped, _)| *dropped == id).map(|(_, name)| &**name))
     }
 
     /// A new unnamed statement replaces the one before.
@@ -80,7 +95,7 @@ impl ClientStatements {
 
     /// DEALLOCATE ALL.
     pub fn clear(&mut self) {
-        self.named.clear();
+        self.dropped.extend(self.named.drain().map(|(name, statement)| (statement.id, name)));
         self.unnamed = None;
     }
 }
