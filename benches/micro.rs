@@ -11,8 +11,8 @@ use pgtenant::backend::{BackendState, Statements};
 use pgtenant::pool::ledger::{Bound, Checkout, Effect, Ledger, PoolSettings};
 use pgtenant::relay::{Flow, FlowLimits, SessionState, Splice};
 use pgtenant::sql;
+use pgtenant::wire::Opening;
 use pgtenant::wire::messages::framed;
-use pgtenant::wire::{Opening, messages};
 
 /// Warm: the pool has an idle backend and nobody waits.
 fn ledger(c: &mut Criterion) {
@@ -28,7 +28,8 @@ fn ledger(c: &mut Criterion) {
         retry: Duration::from_millis(100),
         retry_max: Duration::from_secs(15),
     };
-    let pool = ledger.add_pool(tenant, settings);
+    let role = ledger.add_role(tenant);
+    let pool = ledger.add_pool(role, settings, true);
     let mut effects = Vec::new();
     let _ = ledger.checkout(pool, now, || 0, &mut effects);
     effects.clear();
@@ -155,15 +156,10 @@ fn scram(c: &mut Criterion) {
 }
 
 fn startup(c: &mut Criterion) {
-    let mut packet = bytes::BytesMut::new();
-    let parameters = [
-        ("user", "app.acme"),
-        ("database", "acme"),
-        ("application_name", "orders"),
-        ("client_encoding", "UTF8"),
-        ("options", "-c tenant=acme -c search_path=app"),
-    ];
-    messages::startup(&mut packet, &parameters).expect("a short packet");
+    let parameters = b"user\0app.acme\0database\0acme\0application_name\0orders\0client_encoding\0UTF8\0\
+        options\0-c tenant=acme -c search_path=app\0\0";
+    let length = (8 + parameters.len() as u32).to_be_bytes();
+    let packet = [&length[..], &[0, 3, 0, 0], parameters].concat();
     c.bench_function("wire/StartupMessage", |b| b.iter(|| Opening::parse(black_box(&packet))));
 }
 

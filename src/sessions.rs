@@ -1,6 +1,7 @@
 //! Live sessions: their cancel keys, what they can be told from outside, and where a cancel request has to go.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Context;
@@ -26,14 +27,43 @@ pub enum Order {
 /// All sessions that are logged in.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    live: DashMap<u32, Arc<Session>, ahash::RandomState>,
+    live: DashMap<SessionKey, Arc<Session>, ahash::RandomState>,
+    last_id: AtomicU32,
 }
 
-/// A session as the others see it. `Debug` does not show the secret.
-pub struct Session {
-    /// What BackendKeyData tells as the process id; never 0, unique among the live ones.
+/// What BackendKeyData tells; both together find the session. `Debug` does not show the secret.
+#[derive(Clone)]
+pub struct SessionKey {
+    /// Its backend's where the session has one to itself: those of two instances may be equal. Otherwise random, never 0.
     pub pid: u32,
-    pub secret: Vec<u8>,
+    pub secret: Arc<[u8]>,
+}
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionKey").field("pid", &self.pid).finish_non_exhaustive()
+    }
+}
+
+impl Hash for SessionKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.pid.hash(state);
+    }
+}
+
+impl PartialEq for SessionKey {
+    fn eq(&self, other: &SessionKey) -> bool {
+        self.pid == other.pid && bool::from(self.secret.ct_eq(&other.secret))
+    }
+}
+
+impl Eq for SessionKey {}
+
+/// A session as the others see it.
+pub struct Session {
+    /// Never 0, unique among the live ones, and told to nobody.
+    pub id: u32,
+    pub key: SessionKey,
     pub tenant: Arc<Tenant>,
     order: AtomicU8,
     waker: AtomicWaker,
@@ -47,7 +77,7 @@ pub struct Session {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tenant = self.tenant.id.as_str();
-        f.debug_struct("Session").field("pid", &self.pid).field("tenant", &tenant).finish_non_exhaustive()
+        f.debug_struct("Session").field("key", &self.key).field("tenant", &tenant).finish_non_exhaustive()
     }
 }
 
@@ -80,27 +110,32 @@ pub enum Cancelled {
 }
 
 impl Sessions {
-    /// Registers a session under a fresh random pid and a random secret of `secret_length` bytes. It is forgotten when
-    /// the registration is dropped.
+    /// Registers a session under `pid`, or under a random one, with a random secret of `secret_length` bytes. It is
+    /// forgotten when the registration is dropped.
     ///
     /// # Errors
     /// The system gives no random bytes.
     pub fn register(
         self: &Arc<Self>,
         tenant: Arc<Tenant>,
+        pid: Option<u32>,
         secret_length: usize,
     ) -> Result<Registration, getrandom::Error> {
-        let mut secret = vec![0; secret_length];
-        getrandom::fill(&mut secret)?;
         loop {
-            let pid = getrandom::u32()? & 0x7fff_ffff;
+            let mut secret = vec![0; secret_length];
+            getrandom::fill(&mut secret)?;
+            let pid = match pid {
+                Some(pid) => pid,
+                None => getrandom::u32()? & 0x7fff_ffff,
+            };
+            let key = SessionKey { pid, secret: secret.into() };
             if pid == 0 {
                 continue;
             }
-            if let dashmap::Entry::Vacant(vacant) = self.live.entry(pid) {
+            if let dashmap::Entry::Vacant(vacant) = self.live.entry(key.clone()) {
                 let session = Arc::new(Session {
-                    pid,
-                    secret,
+                    id: self.fresh_id(),
+                    key,
                     tenant,
                     order: AtomicU8::new(0),
                     waker: AtomicWaker::new(),
@@ -110,6 +145,16 @@ impl Sessions {
                 });
                 vacant.insert(session.clone());
                 return Ok(Registration { sessions: self.clone(), session });
+            }
+        }
+    }
+
+    /// Counts up, so that an id comes again only after four billion others.
+    fn fresh_id(&self) -> u32 {
+        loop {
+            let id = self.last_id.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+            if id != 0 {
+                return id;
             }
         }
     }
@@ -129,12 +174,10 @@ impl Sessions {
 
     /// Carries out a CancelRequest: exactly the query that the session runs now, or its wait for a backend.
     pub async fn cancel(&self, pid: u32, secret: &[u8]) -> Cancelled {
-        let Some(session) = self.live.get(&pid).map(|entry| entry.value().clone()) else {
+        let key = SessionKey { pid, secret: secret.into() };
+        let Some(session) = self.live.get(&key).map(|entry| entry.value().clone()) else {
             return Cancelled::UnknownKey;
         };
-        if !bool::from(session.secret.ct_eq(secret)) {
-            return Cancelled::UnknownKey;
-        }
         let Some(under_way) = session.begin_cancel() else { return Cancelled::Idle };
         match under_way {
             UnderWay::Waiter => Cancelled::Forwarded,
@@ -166,7 +209,7 @@ impl std::ops::Deref for Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.sessions.live.remove(&self.session.pid);
+        self.sessions.live.remove(&self.session.key);
     }
 }
 

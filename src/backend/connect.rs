@@ -6,17 +6,21 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 
-use super::{Backend, BackendState, CancelKey, ConnectError, Settings};
+use super::{Backend, BackendState, CancelKey, CommandError, ConnectError, Settings};
 use crate::auth::{ClientSecret, Md5Verifier, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramClient, ScramKeys};
 use crate::config::Secret;
 use crate::net::instance_tls::channel_binding;
 use crate::net::stream::{MessageStream, ReadError, Stream};
 use crate::net::{Endpoint, Place, dial};
 use crate::wire::tag::backend as tag;
-use crate::wire::{PgError, ReadFault, messages};
+use crate::wire::{PgError, ReadFault, StartupParameters, messages, sqlstate};
 
 /// Messages of a login are short; an error may carry some text.
 const MAX_MESSAGE: usize = 1 << 20;
+/// Notices of a login that are kept for the client, in bytes.
+const MAX_NOTICES: usize = 1 << 16;
+/// So often is the identity asked for where the client's own statement_timeout may stop the answer.
+const IDENTIFY_ATTEMPTS: u32 = 5;
 
 /// With what a backend logs in. Not shown by Debug.
 #[derive(Clone, PartialEq)]
@@ -47,8 +51,8 @@ pub struct Target {
     pub database: String,
     pub role: String,
     pub login: Login,
-    /// For a walsender: the startup parameter `replication`, and the client's others, since it takes no SET.
-    pub walsender: Option<(String, Arc<Settings>)>,
+    /// Of the one client that will have the backend to itself.
+    pub startup: Option<Arc<StartupParameters>>,
     pub timeout: Duration,
 }
 
@@ -90,13 +94,20 @@ impl Target {
         ConnectError::Protocol { instance: self.instance(), source }
     }
 
-    fn refused(&self, payload: &[u8]) -> ConnectError {
-        ConnectError::Refused {
-            instance: self.instance(),
-            role: self.role.clone(),
-            database: self.database.clone(),
-            error: PgError::decode(payload),
-        }
+    /// `logged_in`: what is refused is the client's wish, not our login.
+    fn refused(&self, payload: &[u8], logged_in: bool) -> ConnectError {
+        let error = PgError::decode(payload);
+        let words = (logged_in || !error.code.starts_with("28")).then(|| payload.to_vec());
+        self.refusal(error, words)
+    }
+
+    fn refusal(&self, error: PgError, words: Option<Vec<u8>>) -> ConnectError {
+        let (role, database) = (self.role.clone(), self.database.clone());
+        ConnectError::Refused { instance: self.instance(), role, database, error, words }
+    }
+
+    fn is_walsender(&self) -> bool {
+        self.startup.as_ref().is_some_and(|startup| startup.is_walsender())
     }
 
     fn login(&self, reason: &'static str) -> ConnectError {
@@ -105,13 +116,10 @@ impl Target {
 }
 
 async fn startup(stream: Stream, target: &Target) -> Result<MessageStream, ConnectError> {
-    let mut parameters = vec![("user", target.role.as_str()), ("database", target.database.as_str())];
-    if let Some((mode, settings)) = &target.walsender {
-        parameters.push(("replication", mode));
-        parameters.extend(settings.iter());
-    }
-    let mut packet = BytesMut::new();
-    messages::startup(&mut packet, &parameters).map_err(|_| target.login("the names are too long"))?;
+    let none = StartupParameters::default();
+    let parameters = target.startup.as_deref().unwrap_or(&none);
+    let packet = messages::startup(&target.role, &target.database, parameters)
+        .ok_or_else(|| target.login("the startup parameters are too long"))?;
     let mut stream = MessageStream::new(stream);
     stream.write(&packet).await.map_err(|error| target.io(error))?;
     Ok(stream)
@@ -157,7 +165,7 @@ async fn authentication_request(stream: &mut MessageStream, target: &Target) -> 
     loop {
         match stream.read(MAX_MESSAGE).await.map_err(|error| target.read(error))? {
             (tag::AUTHENTICATION, mut payload) if payload.len() >= 4 => return Ok((payload.get_u32(), payload)),
-            (tag::ERROR, payload) => return Err(target.refused(&payload)),
+            (tag::ERROR, payload) => return Err(target.refused(&payload, false)),
             (tag::NOTICE, _) => {}
             (other, _) => return Err(target.protocol(ReadFault::Unexpected(other))),
         }
@@ -200,6 +208,7 @@ async fn scram(stream: &mut MessageStream, mechanisms: &[u8], target: &Target) -
 /// Reads on to the first ReadyForQuery.
 async fn greeting(mut stream: MessageStream, target: &Target) -> Result<Backend, ConnectError> {
     let mut state = BackendState::default();
+    let mut notices = Vec::new();
     let mut key = None;
     loop {
         let (tag, payload) = stream.read(MAX_MESSAGE).await.map_err(|error| target.read(error))?;
@@ -210,7 +219,10 @@ async fn greeting(mut stream: MessageStream, target: &Target) -> Result<Backend,
                 key = Some(CancelKey::new(target.place.clone(), i32::from_be_bytes(*pid), secret.to_vec()));
             }
             tag::READY => break,
-            tag::ERROR => return Err(target.refused(&payload)),
+            tag::ERROR => return Err(target.refused(&payload, true)),
+            tag::NOTICE if notices.len() + payload.len() <= MAX_NOTICES => {
+                messages::framed(&mut notices, tag, &[&payload]);
+            }
             tag::NOTICE => {}
             other => return Err(target.protocol(ReadFault::Unexpected(other))),
         }
@@ -220,7 +232,8 @@ async fn greeting(mut stream: MessageStream, target: &Target) -> Result<Backend,
         endpoint: Endpoint::new(stream, received.to_vec()),
         state,
         cancel: Arc::new(key.unwrap_or_else(|| CancelKey::new(target.place.clone(), 0, Vec::new()))),
-        in_force: target.walsender.as_ref().map(|(_, settings)| settings.clone()).unwrap_or_default(),
+        notices: notices.into(),
+        in_force: Arc::default(),
         baseline: Settings::default(),
         last_session: 0,
     })
@@ -228,7 +241,7 @@ async fn greeting(mut stream: MessageStream, target: &Target) -> Result<Backend,
 
 /// Compares the cluster and the database with the record.
 async fn identify(mut backend: Backend, target: &Target) -> Result<Backend, ConnectError> {
-    let walsender = target.walsender.is_some();
+    let walsender = target.is_walsender();
     let sql = match walsender {
         false => {
             "SELECT system_identifier, pg_catalog.current_database(), pg_catalog.current_setting('role'), session_user \
@@ -236,14 +249,18 @@ async fn identify(mut backend: Backend, target: &Target) -> Result<Backend, Conn
         }
         true => "IDENTIFY_SYSTEM",
     };
-    let rows = backend.rows(sql).await.map_err(|error| match error {
-        super::CommandError::Refused(error) => ConnectError::Refused {
-            instance: target.instance(),
-            role: target.role.clone(),
-            database: target.database.clone(),
-            error,
-        },
-        super::CommandError::Io(source) => target.io(source),
+    let mut attempts = 0;
+    let rows = loop {
+        attempts += 1;
+        match backend.rows(sql).await {
+            Err(CommandError::Refused(error))
+                if error.code == sqlstate::QUERY_CANCELED && attempts < IDENTIFY_ATTEMPTS => {}
+            answer => break answer,
+        }
+    };
+    let rows = rows.map_err(|error| match error {
+        CommandError::Refused(error) => target.refusal(error, None),
+        CommandError::Io(source) => target.io(source),
         _ => target.login("does not answer the question for its identity"),
     })?;
     let row = rows.into_iter().next().unwrap_or_default();

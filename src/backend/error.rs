@@ -18,7 +18,14 @@ pub enum ConnectError {
     #[error("instance {instance}: no logged-in backend within {seconds} s")]
     Timeout { instance: String, seconds: u64 },
     #[error("instance {instance}: refused role \"{role}\" at database \"{database}\": {error}")]
-    Refused { instance: String, role: String, database: String, error: PgError },
+    Refused {
+        instance: String,
+        role: String,
+        database: String,
+        error: PgError,
+        /// The ErrorResponse's payload as the instance wrote it, where that is a client's business.
+        words: Option<Vec<u8>>,
+    },
     #[error("instance {instance}: role \"{role}\": {source}")]
     Scram { instance: String, role: String, source: ScramClientError },
     #[error("instance {instance}: role \"{role}\": {reason}")]
@@ -45,6 +52,14 @@ impl ConnectError {
                     .with_hint("The operator finds the reason in the proxy's log.")
             }
             _ => PgError::error(sqlstate::CONNECTION_FAILURE, "could not connect to the tenant's database"),
+        }
+    }
+
+    /// The instance's own ErrorResponse, payload only, for a client that was to have the backend to itself.
+    pub fn words(&self) -> Option<&[u8]> {
+        match self {
+            ConnectError::Refused { words, .. } => words.as_deref(),
+            _ => None,
         }
     }
 }

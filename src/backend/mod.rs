@@ -4,6 +4,7 @@ mod cancel;
 mod census;
 mod connect;
 mod error;
+mod parameters;
 mod settings;
 mod state;
 mod statements;
@@ -20,8 +21,9 @@ pub use cancel::CancelKey;
 pub use census::{Census, Doubt, Pins};
 pub use connect::{Login, Target, connect};
 pub use error::ConnectError;
+pub use parameters::Parameters;
 pub use settings::{Change, Settings, set_config};
-pub use state::{BackendState, Parameters, Prepared, StatementId, UnnamedOwner};
+pub use state::{BackendState, Prepared, StatementId, UnnamedOwner};
 pub use statements::{Statement, Statements};
 
 use crate::net::Endpoint;
@@ -40,6 +42,8 @@ pub struct Backend {
     pub endpoint: Endpoint,
     pub state: BackendState,
     pub cancel: Arc<CancelKey>,
+    /// NoticeResponses of its login, whole messages: for every client that has it to itself.
+    pub notices: Box<[u8]>,
     /// The session parameters in force, beyond those of the login.
     pub in_force: Arc<Settings>,
     /// Who the session is after the login: `role` and `session_authorization`.

@@ -1,12 +1,9 @@
 //! What a backend holds between two clients: prepared statements, the unnamed statement, and whether it is clean.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::wire::cstr;
-
-/// What a backend reports about itself by ParameterStatus.
-pub type Parameters = BTreeMap<String, String>;
+use super::Parameters;
 
 /// A statement's identity: the first half of the SHA-256 of its text, its parameter types, and the
 /// session parameters that it is parsed under. Equal statements of all clients of a pool share one server-side name.
@@ -66,12 +63,7 @@ impl BackendState {
 
     /// Notes a ParameterStatus message.
     pub fn reported(&mut self, payload: &[u8]) {
-        if let Some((name, rest)) = cstr(payload)
-            && let Some((value, _)) = cstr(rest)
-        {
-            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-            Arc::make_mut(&mut self.parameters).insert(text(name), text(value));
-        }
+        Arc::make_mut(&mut self.parameters).note(payload);
     }
 }
 

@@ -127,7 +127,7 @@ async fn log_in(
         database: record.database.clone(),
         role: role.to_owned(),
         login: password.map_or(Login::Nothing, Login::Password),
-        walsender: None,
+        startup: None,
         timeout,
     };
     let backend = connect(&target).await.map_err(|error| error.to_string())?;

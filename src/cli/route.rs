@@ -32,7 +32,7 @@ pub struct RouteArgs {
 pub fn run(args: RouteArgs) -> anyhow::Result<()> {
     let source = args.config.source();
     let config = config::load(source.path.as_deref(), &source.overrides)?;
-    let mut options = StartupOptions::parse(args.options.as_deref().unwrap_or_default())?;
+    let mut options = StartupOptions::parse(args.options.as_deref().unwrap_or_default());
     let hints = Hints {
         sni: args.sni,
         option: options.take("tenant"),
@@ -40,11 +40,11 @@ pub fn run(args: RouteArgs) -> anyhow::Result<()> {
         database: args.database,
         certificate: args.certificate,
     };
-    print!("{}", explain(&hints, &config)?);
+    print!("{}", explain(&hints, &options, &config)?);
     Ok(())
 }
 
-fn explain(hints: &Hints, config: &Config) -> anyhow::Result<String> {
+fn explain(hints: &Hints, options: &StartupOptions, config: &Config) -> anyhow::Result<String> {
     let route = route(hints, &config.routing, |tenant| config.tenants.contains_key(tenant))?;
     let Some(tenant) = config.tenants.get(&route.tenant) else {
         anyhow::bail!("{} names tenant \"{}\", and there is no such tenant", route.rule, route.tenant);
@@ -53,6 +53,9 @@ fn explain(hints: &Hints, config: &Config) -> anyhow::Result<String> {
         let name = route.database.unwrap_or_default();
         anyhow::bail!("tenant {}: database \"{name}\" is not in its record ({})", tenant.id, tenant.source.display());
     };
+    if tenant.pool.mode != PoolMode::Session {
+        options.settings()?;
+    }
     let role = tenant.service.as_ref().map_or(&route.role, |service| &service.user);
     let mode = match tenant.pool.mode {
         PoolMode::Transaction => "transaction",

@@ -37,6 +37,7 @@ pub struct Metrics {
     known_instances: Mutex<BTreeMap<String, Arc<InstanceMetrics>>>,
     board: Mutex<Board>,
     clients: IntGauge,
+    pools: IntGauge,
     logins: IntGauge,
     /// Connections accepted, the refused ones included.
     pub connections_accepted: IntCounter,
@@ -67,6 +68,7 @@ impl Metrics {
             known_instances: Mutex::default(),
             board: Mutex::default(),
             clients: gauge(r, "pgtenant_clients", "Logged-in clients."),
+            pools: gauge(r, "pgtenant_pools", "Pools that somebody uses or may use again."),
             logins: gauge(r, "pgtenant_logins_in_progress", "Client connections between accept and ReadyForQuery."),
             connections_accepted: counter(r, "pgtenant_connections_accepted_total", "Client connections accepted."),
             connections_refused: Counters::register(
@@ -150,6 +152,12 @@ impl Metrics {
     #[must_use = "the login is counted only while this lives"]
     pub fn login(&self) -> Held {
         Held::new(&self.logins)
+    }
+
+    /// Counts a pool until the returned value is dropped.
+    #[must_use = "the pool is counted only while this lives"]
+    pub fn pool(&self) -> Held {
+        Held::new(&self.pools)
     }
 
     /// Counts one finished or failed TLS handshake.

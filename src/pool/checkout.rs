@@ -26,6 +26,14 @@ pub enum CheckoutError {
 }
 
 impl CheckoutError {
+    /// The instance's own ErrorResponse, payload only, for a client that was to have the backend to itself.
+    pub fn words(&self) -> Option<&[u8]> {
+        match self {
+            CheckoutError::Connect(error) => error.words(),
+            _ => None,
+        }
+    }
+
     /// What the client is told; the session may go on.
     pub fn to_client(&self) -> PgError {
         match self {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::Pool;
 use super::checkout::Checkout;
-use super::ledger::{self, Bound, Counts, Effect, Ledger, PoolKey, PoolSettings, Slot, TenantKey, Ticket};
+use super::ledger::{self, Bound, Counts, Effect, Ledger, PoolKey, PoolSettings, RoleKey, Slot, TenantKey, Ticket};
 use crate::backend::{Backend, ConnectError};
 use crate::config;
 use crate::metrics::{ConnectResult, InstanceMetrics};
@@ -89,12 +89,40 @@ impl InstancePools {
         self.with(|books, _| books.ledger.add_tenant(bound))
     }
 
-    pub fn add_pool(&self, tenant: TenantKey, settings: PoolSettings, make: impl FnOnce(PoolKey) -> Pool) -> Arc<Pool> {
+    pub fn add_role(&self, tenant: TenantKey) -> RoleKey {
+        self.with(|books, _| books.ledger.add_role(tenant))
+    }
+
+    pub fn remove_role(&self, role: RoleKey) {
+        self.with(|books, _| books.ledger.remove_role(role));
+    }
+
+    pub fn add_pool(
+        &self,
+        role: RoleKey,
+        settings: PoolSettings,
+        lasting: bool,
+        make: impl FnOnce(PoolKey) -> Pool,
+    ) -> Arc<Pool> {
         self.with(|books, _| {
-            let key = books.ledger.add_pool(tenant, settings);
+            let key = books.ledger.add_pool(role, settings, lasting);
             let pool = Arc::new(make(key));
             books.pools.insert(key, pool.clone());
             pool
+        })
+    }
+
+    /// Removes a pool that nobody uses, if nobody but its tenant's list and ours has it; says whether it did. `at_once`:
+    /// even where it remembers a failed connect. Nobody else may take it from the tenant's list meanwhile.
+    pub fn remove_pool(&self, pool: &Arc<Pool>, at_once: bool) -> bool {
+        self.with(|books, _| {
+            let unused = Arc::strong_count(pool) == 2
+                && (at_once || books.ledger.is_unused(pool.key, Instant::now()))
+                && books.ledger.remove_pool(pool.key);
+            if unused {
+                books.pools.remove(&pool.key);
+            }
+            unused
         })
     }
 

@@ -1,8 +1,10 @@
-//! The bookkeeping of one instance's pools: who holds how many backends, who waits, who goes next. A pure state machine:
+//! The bookkeeping of one instance's pools: who holds how many backends, who waits; `turns` says who goes next. Pure:
 //! time comes in as an argument, and what has to be done comes out as [`Effect`]s.
 //!
-//! Three bounds hold at every moment: the instance's, each tenant's, each pool's. A backend counts from the moment its
+//! Three bounds hold at every moment: the instance's, each tenant's, each role's. A backend counts from the moment its
 //! connect begins until its close is confirmed, so that the instance never sees more than the bound.
+
+mod turns;
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -11,7 +13,11 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TenantKey(usize);
 
-/// A pool, one (tenant, database, role), in this ledger.
+/// One (tenant, database, role) in this ledger: what bounds its pools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoleKey(usize);
+
+/// A pool in this ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PoolKey(usize);
 
@@ -26,11 +32,12 @@ pub struct Bound {
     pub max_connecting: u32,
 }
 
-/// One pool's settings.
+/// One pool's settings; those of one role are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolSettings {
+    /// Of all pools of the role together, as `min` is.
     pub max: u32,
-    /// Kept open once the pool was used.
+    /// Kept open once the role was used.
     pub min: u32,
     pub idle_timeout: Duration,
     pub lifetime: Duration,
@@ -90,9 +97,23 @@ struct Usage {
     waiting: u32,
 }
 
+impl Usage {
+    fn staying(&self) -> u32 {
+        self.open - self.closing
+    }
+}
+
 #[derive(Debug)]
 struct Tenant {
     bound: Bound,
+    usage: Usage,
+    roles: Vec<usize>,
+}
+
+/// The pools of one role differ in what their backends were opened with. They share its bounds, and one queue.
+#[derive(Debug)]
+struct Role {
+    tenant: usize,
     usage: Usage,
     pools: Vec<usize>,
 }
@@ -100,7 +121,10 @@ struct Tenant {
 #[derive(Debug)]
 struct Pool<B, W, E> {
     tenant: usize,
+    role: usize,
     settings: PoolSettings,
+    /// Refilled to the role's minimum when nobody asks for it.
+    lasting: bool,
     usage: Usage,
     idle: Vec<Slot<B>>,
     waiters: BTreeMap<Ticket, W>,
@@ -122,6 +146,7 @@ pub struct Ledger<B, W, E> {
     bound: Bound,
     usage: Usage,
     tenants: HashMap<usize, Tenant, ahash::RandomState>,
+    roles: HashMap<usize, Role, ahash::RandomState>,
     pools: HashMap<usize, Pool<B, W, E>, ahash::RandomState>,
     /// Keys are never used again: one that is kept too long finds nothing, and never another tenant's pool.
     next_key: usize,
@@ -136,6 +161,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             bound,
             usage: Usage::default(),
             tenants: HashMap::default(),
+            roles: HashMap::default(),
             pools: HashMap::default(),
             next_key: 0,
             next_ticket: 0,
@@ -144,15 +170,25 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     pub fn add_tenant(&mut self, bound: Bound) -> TenantKey {
         let key = self.fresh_key();
-        self.tenants.insert(key, Tenant { bound, usage: Usage::default(), pools: Vec::new() });
+        self.tenants.insert(key, Tenant { bound, usage: Usage::default(), roles: Vec::new() });
         TenantKey(key)
     }
 
-    pub fn add_pool(&mut self, tenant: TenantKey, settings: PoolSettings) -> PoolKey {
+    pub fn add_role(&mut self, tenant: TenantKey) -> RoleKey {
+        let key = self.fresh_key();
+        self.roles.insert(key, Role { tenant: tenant.0, usage: Usage::default(), pools: Vec::new() });
+        self.tenant(tenant.0).roles.push(key);
+        RoleKey(key)
+    }
+
+    /// A pool that is not `lasting` serves while somebody asks for it; the caller removes it then.
+    pub fn add_pool(&mut self, role: RoleKey, settings: PoolSettings, lasting: bool) -> PoolKey {
         let key = self.fresh_key();
         let pool = Pool {
-            tenant: tenant.0,
+            tenant: self.roles[&role.0].tenant,
+            role: role.0,
             settings,
+            lasting,
             usage: Usage::default(),
             idle: Vec::new(),
             waiters: BTreeMap::new(),
@@ -161,8 +197,38 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             failure: None,
         };
         self.pools.insert(key, pool);
-        self.tenant(tenant.0).pools.push(key);
+        self.role(role.0).pools.push(key);
         PoolKey(key)
+    }
+
+    /// Whether nothing would be lost with the pool: no backend, closing ones included, no waiter, and no failed connect
+    /// that still keeps others from trying.
+    pub fn is_unused(&self, key: PoolKey, now: Instant) -> bool {
+        self.pools.get(&key.0).is_none_or(|pool| {
+            let failed = pool.failure.as_ref().is_some_and(|failure| now < failure.retry_at);
+            pool.usage.open == 0 && pool.usage.waiting == 0 && !failed
+        })
+    }
+
+    /// Removes a pool if it has neither backends nor waiters; says whether it is gone.
+    pub fn remove_pool(&mut self, key: PoolKey) -> bool {
+        let Some(pool) = self.pools.get(&key.0) else { return true };
+        let role = pool.role;
+        let empty = pool.usage.open == 0 && pool.usage.waiting == 0;
+        if empty {
+            self.pools.remove(&key.0);
+            self.role(role).pools.retain(|other| *other != key.0);
+        }
+        empty
+    }
+
+    /// Removes a role that has no pools any more.
+    pub fn remove_role(&mut self, key: RoleKey) {
+        if self.roles.get(&key.0).is_some_and(|role| role.pools.is_empty())
+            && let Some(role) = self.roles.remove(&key.0)
+        {
+            self.tenant(role.tenant).roles.retain(|other| *other != key.0);
+        }
     }
 
     fn fresh_key(&mut self) -> usize {
@@ -172,6 +238,10 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     fn tenant(&mut self, key: usize) -> &mut Tenant {
         self.tenants.get_mut(&key).expect("a tenant stays as long as it has pools in use")
+    }
+
+    fn role(&mut self, key: usize) -> &mut Role {
+        self.roles.get_mut(&key).expect("a role stays as long as it has pools")
     }
 
     fn pool(&mut self, key: usize) -> &mut Pool<B, W, E> {
@@ -192,8 +262,10 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     pub fn remove_tenant(&mut self, tenant: TenantKey) -> bool {
         let empty = self.is_empty(tenant);
         if empty {
-            for pool in self.tenants.remove(&tenant.0).map(|tenant| tenant.pools).unwrap_or_default() {
-                self.pools.remove(&pool);
+            for role in self.tenants.remove(&tenant.0).map(|tenant| tenant.roles).unwrap_or_default() {
+                for pool in self.roles.remove(&role).map(|role| role.pools).unwrap_or_default() {
+                    self.pools.remove(&pool);
+                }
             }
         }
         empty
@@ -252,8 +324,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         pool.waiters.insert(ticket, waiter());
-        let tenant = pool.tenant;
-        self.each_usage(key.0, tenant, |usage| usage.waiting += 1);
+        self.each_usage(key.0, |usage| usage.waiting += 1);
         self.pump(now, effects);
         Checkout::Waiting(ticket)
     }
@@ -263,8 +334,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         if let Some(pool) = self.pools.get_mut(&key.0)
             && pool.waiters.remove(&ticket).is_some()
         {
-            let tenant = pool.tenant;
-            self.each_usage(key.0, tenant, |usage| usage.waiting -= 1);
+            self.each_usage(key.0, |usage| usage.waiting -= 1);
         }
     }
 
@@ -272,15 +342,14 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     pub fn release(&mut self, key: PoolKey, mut slot: Slot<B>, now: Instant, effects: &mut Effects<B, W, E>) {
         let pool = self.pool(key.0);
         let expired = now.duration_since(slot.opened) >= pool.settings.lifetime;
-        if slot.epoch != pool.epoch || expired || self.over_bound(key.0) || self.gives_way(key.0) {
+        if slot.epoch != pool.epoch || expired || self.over_bound(key.0) || self.gives_way(key.0, now) {
             self.close(key.0, slot.backend, effects);
             return;
         }
         let pool = self.pool(key.0);
         match pool.waiters.pop_first() {
             Some((_, waiter)) => {
-                let tenant = pool.tenant;
-                self.each_usage(key.0, tenant, |usage| usage.waiting -= 1);
+                self.each_usage(key.0, |usage| usage.waiting -= 1);
                 effects.push(Effect::Grant(key, waiter, slot));
             }
             None => {
@@ -295,14 +364,12 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     /// A backend that must not be used again was taken out of the caller's hands: it counts until `closed`.
     pub fn discard(&mut self, key: PoolKey) {
-        let tenant = self.pools[&key.0].tenant;
-        self.each_usage(key.0, tenant, |usage| usage.closing += 1);
+        self.each_usage(key.0, |usage| usage.closing += 1);
     }
 
     /// A close is confirmed (or its time is up).
     pub fn closed(&mut self, key: PoolKey, now: Instant, effects: &mut Effects<B, W, E>) {
-        let tenant = self.pools[&key.0].tenant;
-        self.each_usage(key.0, tenant, |usage| {
+        self.each_usage(key.0, |usage| {
             usage.open -= 1;
             usage.closing -= 1;
         });
@@ -314,8 +381,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         let pool = self.pool(key.0);
         pool.failure = None;
         let slot = Slot { backend, epoch: pool.epoch, opened: now, idle_since: now };
-        let tenant = pool.tenant;
-        self.each_usage(key.0, tenant, |usage| usage.connecting -= 1);
+        self.each_usage(key.0, |usage| usage.connecting -= 1);
         self.release(key, slot, now, effects);
         self.pump(now, effects);
     }
@@ -328,15 +394,14 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         let wait = pool.settings.retry.saturating_mul(1 << times.min(16)).min(pool.settings.retry_max);
         let retry_at = now + wait.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
         pool.failure = Some(Failure { error: error.clone(), times: times + 1, retry_at });
-        let tenant = pool.tenant;
-        self.each_usage(key.0, tenant, |usage| {
+        self.each_usage(key.0, |usage| {
             usage.open -= 1;
             usage.connecting -= 1;
         });
         if self.pools[&key.0].established() == 0 {
             let waiters = std::mem::take(&mut self.pool(key.0).waiters);
             let count = waiters.len() as u32;
-            self.each_usage(key.0, tenant, |usage| usage.waiting -= count);
+            self.each_usage(key.0, |usage| usage.waiting -= count);
             effects.extend(waiters.into_values().map(|waiter| Effect::Fail(waiter, error.clone())));
         }
         self.pump(now, effects);
@@ -364,8 +429,9 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     pub fn reap(&mut self, now: Instant, effects: &mut Effects<B, W, E>) {
         let keys: Vec<usize> = self.pools.keys().copied().collect();
         for key in keys {
+            let staying = self.roles[&self.pools[&key].role].usage.staying();
             let pool = self.pool(key);
-            let mut spare = pool.usage.open.saturating_sub(pool.usage.closing).saturating_sub(pool.settings.min);
+            let mut spare = staying.saturating_sub(pool.settings.min);
             let mut expired = Vec::new();
             let mut index = 0;
             while index < pool.idle.len() {
@@ -385,15 +451,17 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
                 let longest_idle = self.pool(key).idle.remove(0);
                 self.close(key, longest_idle.backend, effects);
             }
-            while self.pools[&key].wants_minimum() && self.may_open(key, now) {
+            while self.wants_minimum(key) && self.may_open(key, now) {
                 self.open(key, effects);
             }
         }
         self.pump(now, effects);
     }
 
-    fn each_usage(&mut self, pool: usize, tenant: usize, change: impl Fn(&mut Usage)) {
-        change(&mut self.pool(pool).usage);
+    fn each_usage(&mut self, pool: usize, change: impl Fn(&mut Usage)) {
+        let Pool { tenant, role, ref mut usage, .. } = *self.pool(pool);
+        change(usage);
+        change(&mut self.role(role).usage);
         change(&mut self.tenant(tenant).usage);
         change(&mut self.usage);
     }
@@ -404,8 +472,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     }
 
     fn open(&mut self, key: usize, effects: &mut Effects<B, W, E>) {
-        let tenant = self.pools[&key].tenant;
-        self.each_usage(key, tenant, |usage| {
+        self.each_usage(key, |usage| {
             usage.open += 1;
             usage.connecting += 1;
         });
@@ -416,19 +483,23 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     fn over_bound(&self, key: usize) -> bool {
         let pool = &self.pools[&key];
         let tenant = &self.tenants[&pool.tenant];
-        let stays = |usage: &Usage| usage.open - usage.closing;
-        stays(&pool.usage) > pool.settings.max
-            || stays(&tenant.usage) > tenant.bound.max
-            || stays(&self.usage) > self.bound.max
+        self.roles[&pool.role].usage.staying() > pool.settings.max
+            || tenant.usage.staying() > tenant.bound.max
+            || self.usage.staying() > self.bound.max
     }
 
     fn may_open(&self, key: usize, now: Instant) -> bool {
         let pool = &self.pools[&key];
         let tenant = &self.tenants[&pool.tenant];
-        pool.usage.open < pool.settings.max
+        self.roles[&pool.role].usage.open < pool.settings.max
             && tenant.usage.open < tenant.bound.max
             && self.usage.open < self.bound.max
             && self.may_connect(key, now)
+    }
+
+    fn wants_minimum(&self, key: usize) -> bool {
+        let pool = &self.pools[&key];
+        pool.lasting && pool.used && self.roles[&pool.role].usage.staying() < pool.settings.min
     }
 
     fn may_connect(&self, key: usize, now: Instant) -> bool {
@@ -438,95 +509,6 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             && self.usage.connecting < self.bound.max_connecting
             && pool.failure.as_ref().is_none_or(|failure| now >= failure.retry_at)
     }
-
-    /// Opens backends for those who wait, the longest wait first, and makes room where another pool idles.
-    fn pump(&mut self, now: Instant, effects: &mut Effects<B, W, E>) {
-        if self.usage.waiting == 0 {
-            return;
-        }
-        let mut queue: Vec<(Ticket, usize)> = self
-            .pools
-            .iter()
-            .filter(|(_, pool)| pool.usage.connecting < pool.usage.waiting)
-            .filter_map(|(key, pool)| Some((*pool.waiters.first_key_value()?.0, *key)))
-            .collect();
-        queue.sort_unstable();
-        for (_, key) in queue {
-            while self.pools[&key].usage.connecting < self.pools[&key].usage.waiting && self.may_open(key, now) {
-                self.open(key, effects);
-            }
-            if self.pools[&key].usage.connecting < self.pools[&key].usage.waiting && self.may_connect(key, now) {
-                self.make_room(key, effects);
-            }
-        }
-    }
-
-    /// Closes the longest idle backend that stands in the way of `key`: one of the same tenant at the tenant's bound,
-    /// one of any tenant at the instance's.
-    fn make_room(&mut self, key: usize, effects: &mut Effects<B, W, E>) {
-        let pool = &self.pools[&key];
-        let tenant = &self.tenants[&pool.tenant];
-        if pool.usage.open >= pool.settings.max {
-            return;
-        }
-        let at_tenant_bound = tenant.usage.open >= tenant.bound.max;
-        // A close under way will give its slot to the queue: do not close another backend for the same waiter.
-        let closing = if at_tenant_bound { tenant.usage.closing } else { self.usage.closing };
-        if closing >= pool.usage.waiting - pool.usage.connecting {
-            return;
-        }
-        let victim = self
-            .pools
-            .iter()
-            .filter(|(other, candidate)| **other != key && (!at_tenant_bound || candidate.tenant == pool.tenant))
-            .filter_map(|(other, candidate)| Some((candidate.idle.first()?.idle_since, *other)))
-            .min();
-        if let Some((_, other)) = victim {
-            let slot = self.pool(other).idle.remove(0);
-            self.close(other, slot.backend, effects);
-        }
-    }
-
-    /// Whether a released backend of `key` goes to somebody else's waiter: one that has waited longer than ours, is
-    /// kept out by a bound that we share, and has less than its share of it while we have more than ours.
-    fn gives_way(&self, key: usize) -> bool {
-        let pool = &self.pools[&key];
-        if self.usage.waiting == pool.usage.waiting {
-            return false;
-        }
-        let own = pool.waiters.first_key_value().map(|(ticket, _)| *ticket);
-        let waits_longer = |other: &Pool<B, W, E>| match (other.waiters.first_key_value(), own) {
-            (Some((theirs, _)), Some(own)) => *theirs < own,
-            (theirs, None) => theirs.is_some(),
-            (None, _) => false,
-        };
-        let tenant = &self.tenants[&pool.tenant];
-        if tenant.usage.open >= tenant.bound.max {
-            let demanding = |pool: &Pool<B, W, E>| pool.usage.open > 0 || pool.usage.waiting > 0;
-            let sharers = tenant.pools.iter().filter(|key| demanding(&self.pools[*key])).count() as u32;
-            let share = (tenant.bound.max / sharers.max(1)).max(1);
-            return tenant.usage.closing == 0
-                && (pool.usage.open > share || own.is_none())
-                && tenant
-                    .pools
-                    .iter()
-                    .map(|other| &self.pools[other])
-                    .any(|other| waits_longer(other) && other.usage.open < share.min(other.settings.max));
-        }
-        if self.usage.open < self.bound.max || self.usage.closing > 0 {
-            return false;
-        }
-        let sharers = self.tenants.values().filter(|tenant| tenant.usage.open + tenant.usage.waiting > 0).count();
-        let share = (self.bound.max / (sharers as u32).max(1)).max(1);
-        (tenant.usage.open > share || own.is_none())
-            && self.pools.values().any(|other| {
-                let theirs = &self.tenants[&other.tenant];
-                other.tenant != pool.tenant
-                    && waits_longer(other)
-                    && theirs.usage.open < share.min(theirs.bound.max)
-                    && other.usage.open < other.settings.max
-            })
-    }
 }
 
 impl<B, W, E> Pool<B, W, E> {
@@ -535,8 +517,8 @@ impl<B, W, E> Pool<B, W, E> {
         self.usage.open - self.usage.connecting - self.usage.closing
     }
 
-    fn wants_minimum(&self) -> bool {
-        self.used && self.usage.open - self.usage.closing < self.settings.min
+    fn first_waiter(&self) -> Option<Ticket> {
+        self.waiters.first_key_value().map(|(ticket, _)| *ticket)
     }
 }
 

@@ -5,8 +5,8 @@ mod instance;
 pub mod ledger;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -16,12 +16,13 @@ pub use ledger::Counts;
 
 use crate::backend::{ConnectError, Login, Parameters, Settings, Statements, Target};
 use crate::config;
-use crate::metrics::Metrics;
+use crate::metrics::{Held, Metrics};
 use crate::net::InstanceTlsError;
 use crate::tenant::Tenant;
+use crate::wire::StartupParameters;
 use crate::workers::Workers;
 use instance::InstancePools;
-use ledger::{Bound, PoolKey, PoolSettings, TenantKey};
+use ledger::{Bound, PoolKey, PoolSettings, RoleKey, TenantKey};
 
 /// Welcomes remembered per pool: clients of one pool seldom differ in their startup parameters.
 const MAX_WELCOMES: usize = 64;
@@ -53,30 +54,53 @@ struct TenantPools {
     home: Handle,
     instance: Arc<InstancePools>,
     key: TenantKey,
-    pools: Mutex<HashMap<PoolName, Arc<Pool>>>,
+    roles: Mutex<HashMap<RoleName, RolePools>>,
     /// See [`Statements`].
     schema: Arc<AtomicU64>,
 }
 
-/// What tells the pools of a tenant apart.
+/// A role in a database.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct RoleName {
+    database: String,
+    role: String,
+}
+
+/// The pools of one (tenant, database, role), by the startup parameters that their backends were opened with.
+#[derive(Debug)]
+struct RolePools {
+    shared: Arc<Role>,
+    pools: HashMap<Option<Arc<StartupParameters>>, Arc<Pool>>,
+}
+
+/// What the pools of a role share.
+#[derive(Debug)]
+struct Role {
+    key: RoleKey,
+    login: Mutex<Option<Login>>,
+    /// A backend of this role was there once.
+    exists: AtomicBool,
+}
+
+/// What tells the pools of a tenant apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolName {
     pub database: String,
     /// The role that backends log in as.
     pub role: String,
-    pub walsender: Option<Walsender>,
+    /// Of clients that have their backend to themselves (session mode, replication): the pool's backends are opened with
+    /// these, and serve clients with equal ones only.
+    pub startup: Option<Arc<StartupParameters>>,
 }
 
-/// A connection for replication: in a pool of its own, and used once.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Walsender {
-    /// The startup parameter `replication`.
-    pub mode: String,
-    /// The others: a walsender takes no SET.
-    pub settings: Arc<Settings>,
+impl PoolName {
+    /// A backend for replication is used once.
+    pub fn is_walsender(&self) -> bool {
+        self.startup.as_ref().is_some_and(|startup| startup.is_walsender())
+    }
 }
 
-/// One (tenant, database, role).
+/// One (tenant, database, role), and one set of startup parameters where backends are opened with a client's own.
 #[derive(Debug)]
 pub struct Pool {
     pub tenant: Arc<Tenant>,
@@ -86,10 +110,11 @@ pub struct Pool {
     instance: Arc<InstancePools>,
     key: PoolKey,
     home: Handle,
-    login: Mutex<Option<Login>>,
+    shared: Arc<Role>,
     connect_timeout: Duration,
     welcomes: Mutex<HashMap<Arc<Settings>, Arc<Parameters>>>,
-    shared: Mutex<SharedValues>,
+    values: Mutex<SharedValues>,
+    _counted: Held,
 }
 
 /// One copy of what is equal, so that comparing means comparing addresses.
@@ -105,12 +130,11 @@ impl Pools {
         Pools { workers, metrics, shared: Mutex::new(shared) }
     }
 
-    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+    fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The pool for a tenant's (database, role); `login` is what the client's login just proved, and replaces an older
-    /// one.
+    /// The pool of this name; `login` is what the client's login just proved, and replaces an older one.
     ///
     /// # Errors
     /// The instance's TLS files cannot be read.
@@ -120,24 +144,7 @@ impl Pools {
             let of_tenant = self.of_tenant(&mut shared, tenant)?;
             (of_tenant, shared.defaults.clone())
         };
-        let mut pools = of_tenant.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let pool = pools.entry(name.clone()).or_insert_with(|| {
-            let record = tenant.record();
-            of_tenant.instance.add_pool(of_tenant.key, settings(&record.pool, &defaults), |key| Pool {
-                tenant: tenant.clone(),
-                name,
-                statements: Arc::new(Statements::new(of_tenant.schema.clone())),
-                instance: of_tenant.instance.clone(),
-                key,
-                home: of_tenant.home.clone(),
-                login: Mutex::new(None),
-                connect_timeout: defaults.connect_timeout,
-                welcomes: Mutex::default(),
-                shared: Mutex::default(),
-            })
-        });
-        pool.renew_login(login);
-        Ok(pool.clone())
+        Ok(of_tenant.pool(name, login, &defaults, &self.metrics))
     }
 
     fn of_tenant(&self, shared: &mut Shared, tenant: &Arc<Tenant>) -> Result<Arc<TenantPools>, InstanceTlsError> {
@@ -162,7 +169,7 @@ impl Pools {
             home,
             instance,
             key,
-            pools: Mutex::default(),
+            roles: Mutex::default(),
             schema: Arc::default(),
         });
         shared.tenants.insert(address(tenant), pools.clone());
@@ -197,7 +204,8 @@ impl Pools {
         }
     }
 
-    /// Closes what idled or lived too long, and forgets retired tenants. Call it about once a second.
+    /// Closes what idled or lived too long, and forgets retired tenants and pools that a client's parameters made and
+    /// nobody uses any more. Call it about once a second.
     pub fn reap(&self) {
         let mut shared = self.shared();
         for instance in shared.instances.values() {
@@ -205,6 +213,7 @@ impl Pools {
         }
         let instances = shared.instances.clone();
         shared.tenants.retain(|_, tenant| {
+            tenant.forget_unused();
             if !tenant.tenant.is_retired() {
                 return true;
             }
@@ -252,8 +261,58 @@ impl Pools {
 }
 
 impl TenantPools {
+    fn roles(&self) -> MutexGuard<'_, HashMap<RoleName, RolePools>> {
+        self.roles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn pools(&self) -> Vec<Arc<Pool>> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.roles().values().flat_map(|role| role.pools.values().cloned()).collect()
+    }
+
+    /// The pool of this name, made where there is none.
+    fn pool(&self, name: PoolName, login: Login, defaults: &config::PoolDefaults, metrics: &Metrics) -> Arc<Pool> {
+        let mut roles = self.roles();
+        let role = RoleName { database: name.database.clone(), role: name.role.clone() };
+        let role = roles.entry(role).or_insert_with(|| {
+            let key = self.instance.add_role(self.key);
+            let shared = Arc::new(Role { key, login: Mutex::default(), exists: AtomicBool::new(false) });
+            RolePools { shared, pools: HashMap::new() }
+        });
+        role.renew_login(login);
+        if role.pools.len() == role.pools.capacity() {
+            // So that they stay few between two reaps as well, however many there are to choose from.
+            role.forget_unused(true);
+        }
+        let pool = role.pools.entry(name.startup.clone()).or_insert_with(|| {
+            let record = self.tenant.record();
+            let lasting = name.startup.is_none();
+            self.instance.add_pool(role.shared.key, settings(&record.pool, defaults), lasting, |key| Pool {
+                tenant: self.tenant.clone(),
+                name,
+                statements: Arc::new(Statements::new(self.schema.clone())),
+                instance: self.instance.clone(),
+                key,
+                home: self.home.clone(),
+                shared: role.shared.clone(),
+                connect_timeout: defaults.connect_timeout,
+                welcomes: Mutex::default(),
+                values: Mutex::default(),
+                _counted: metrics.pool(),
+            })
+        });
+        pool.clone()
+    }
+
+    /// Forgets the pools that nobody uses and that nothing would be lost with, and roles that never had a backend.
+    fn forget_unused(&self) {
+        self.roles().retain(|_, role| {
+            role.forget_unused(false);
+            let stays = !role.pools.is_empty() || role.shared.exists.load(Ordering::Relaxed);
+            if !stays {
+                self.instance.remove_role(role.shared.key);
+            }
+            stays
+        });
     }
 
     fn keys(&self) -> Vec<PoolKey> {
@@ -276,6 +335,30 @@ impl TenantPools {
     }
 }
 
+impl RolePools {
+    fn renew_login(&self, login: Login) {
+        let mut current = self.shared.login.lock().unwrap_or_else(PoisonError::into_inner);
+        // A certificate proves a client, and gives nothing to log in with: what others have proved stays.
+        let is_less = login == Login::Nothing && current.is_some();
+        if current.as_ref() != Some(&login) && !is_less {
+            *current = Some(login);
+            // The last connect may have failed for want of it.
+            for pool in self.pools.values() {
+                pool.instance.forgive(pool.key);
+            }
+        }
+    }
+
+    /// Whoever takes a pool from here does so under the lock that is held for this.
+    fn forget_unused(&mut self, at_once: bool) {
+        let exists = self.shared.exists.load(Ordering::Relaxed);
+        self.pools.retain(|startup, pool| {
+            let made_by_a_client = startup.is_some() || !exists;
+            !made_by_a_client || !pool.instance.remove_pool(pool, at_once)
+        });
+    }
+}
+
 impl Pool {
     pub fn counts(&self) -> Counts {
         self.instance.counts(self.key)
@@ -286,25 +369,14 @@ impl Pool {
         &self.instance.metrics
     }
 
-    fn renew_login(&self, login: Login) {
-        let mut current = self.login.lock().unwrap_or_else(PoisonError::into_inner);
-        // A certificate proves a client, and gives nothing to log in with: what others have proved stays.
-        let is_less = login == Login::Nothing && current.is_some();
-        if current.as_ref() != Some(&login) && !is_less {
-            *current = Some(login);
-            // The last connect may have failed for want of it.
-            self.instance.forgive(self.key);
-        }
-    }
-
     fn target(&self) -> Option<Target> {
-        let login = self.login.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let login = self.shared.login.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         Some(Target {
             place: self.instance.place.clone(),
             database: self.name.database.clone(),
             role: self.name.role.clone(),
             login,
-            walsender: self.name.walsender.clone().map(|it| (it.mode, it.settings)),
+            startup: self.name.startup.clone(),
             timeout: self.connect_timeout,
         })
     }
@@ -326,12 +398,12 @@ impl Pool {
 
     /// The pool's one copy of these settings.
     pub fn share_settings(&self, settings: &Arc<Settings>) -> Arc<Settings> {
-        share(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner).settings, settings)
+        share(&mut self.values.lock().unwrap_or_else(PoisonError::into_inner).settings, settings)
     }
 
     /// The pool's one copy of these reported parameters.
     pub fn share_parameters(&self, parameters: &Arc<Parameters>) -> Arc<Parameters> {
-        share(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner).parameters, parameters)
+        share(&mut self.values.lock().unwrap_or_else(PoisonError::into_inner).parameters, parameters)
     }
 
     /// Connects in the background and tells the ledger how it went.
@@ -351,6 +423,7 @@ impl Pool {
                 }),
             };
             if result.is_ok() {
+                self.shared.exists.store(true, Ordering::Relaxed);
                 self.instance.metrics.connect.observe(begun.elapsed().as_secs_f64());
             }
             self.instance.connected(&self, result);

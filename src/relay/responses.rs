@@ -98,10 +98,9 @@ impl Flow {
         if Arc::ptr_eq(&self.state.told, &backend.parameters) {
             return;
         }
-        for (name, value) in
-            backend.parameters.iter().filter(|(name, value)| self.state.told.get(*name) != Some(*value))
+        for (name, value) in backend.parameters.iter().filter(|(name, value)| self.state.told.get(name) != Some(*value))
         {
-            messages::framed(out, tag::PARAMETER_STATUS, &[name.as_bytes(), b"\0", value.as_bytes(), b"\0"]);
+            messages::parameter_status(out, name, value);
         }
         self.state.told = backend.parameters.clone();
     }

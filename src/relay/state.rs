@@ -118,7 +118,7 @@ impl SessionState {
 
     /// Whether plain strings take a backslash as it is.
     pub fn standard_strings(&self) -> bool {
-        self.told.get("standard_conforming_strings").is_none_or(|value| value != "off")
+        self.told.get(b"standard_conforming_strings").is_none_or(|value| value != b"off")
     }
 
     /// The text with statements instead of those resets that would go back to the login's values, where the client's own

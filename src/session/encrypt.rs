@@ -120,7 +120,7 @@ impl Hello<Socket> {
         match self {
             Hello::Tls { accepted, .. } => sni_tenant(accepted.client_hello().server_name(), &config.routing),
             Hello::Plain { opening: Opening::Startup(startup), .. } => {
-                let hints = super::startup::hints(&startup.parameters, None).ok()?.0;
+                let hints = super::startup::hints(&startup.parameters, None).0;
                 let exists = |tenant: &str| context.registry.contains(tenant);
                 crate::tenant::route::route(&hints, &config.routing, exists).ok().map(|route| route.tenant)
             }

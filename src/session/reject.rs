@@ -8,7 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{Client, Context, Peer};
 use crate::metrics::{AuthMethod, AuthResult, ErrorSource, ProtocolViolation, Refusal};
 use crate::net::stream::{ReadError, Socket};
-use crate::wire::{PgError, StartupError, sqlstate};
+use crate::wire::tag::backend;
+use crate::wire::{PgError, StartupError, messages, sqlstate};
 
 /// How long the last words to a client that is turned away may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -17,6 +18,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Rejection {
     tell: Option<Box<PgError>>,
+    /// The instance's own words for it, the payload of an ErrorResponse: told instead.
+    words: Option<Vec<u8>>,
     count: Count,
     why: String,
 }
@@ -32,24 +35,24 @@ impl Rejection {
     /// Turned away before the login began.
     pub fn refused(refusal: Refusal, tell: PgError) -> Self {
         let why = tell.message.clone();
-        Rejection { tell: Some(Box::new(tell)), count: Count::Refused(refusal), why }
+        Rejection { tell: Some(Box::new(tell)), words: None, count: Count::Refused(refusal), why }
     }
 
     /// The client broke the protocol.
     pub fn violation(kind: ProtocolViolation, why: impl Into<String>) -> Self {
         let why = why.into();
         let tell = Some(Box::new(PgError::fatal(sqlstate::PROTOCOL_VIOLATION, why.clone())));
-        Rejection { tell, count: Count::Violation(kind), why }
+        Rejection { tell, words: None, count: Count::Violation(kind), why }
     }
 
     /// The client broke the protocol in a way that leaves no way to tell it.
     pub fn silent_violation(kind: ProtocolViolation, why: impl Into<String>) -> Self {
-        Rejection { tell: None, count: Count::Violation(kind), why: why.into() }
+        Rejection { tell: None, words: None, count: Count::Violation(kind), why: why.into() }
     }
 
     /// The login was refused: `why` is for the log alone.
     pub fn login(method: AuthMethod, result: AuthResult, tell: PgError, why: impl Into<String>) -> Self {
-        Rejection { tell: Some(Box::new(tell)), count: Count::Auth(method, result), why: why.into() }
+        Rejection { tell: Some(Box::new(tell)), words: None, count: Count::Auth(method, result), why: why.into() }
     }
 
     /// Unknown tenant, unknown role, wrong password and everything that must look like them.
@@ -57,6 +60,12 @@ impl Rejection {
         let tell =
             PgError::fatal(sqlstate::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""));
         Self::login(method, result, tell, why)
+    }
+
+    /// The client is told this in the instance's own words, where there are some.
+    pub fn in_the_words(mut self, words: Option<&[u8]>) -> Self {
+        self.words = words.map(<[u8]>::to_vec);
+        self
     }
 
     /// The cap on clients is reached.
@@ -67,18 +76,26 @@ impl Rejection {
     pub fn timeout() -> Self {
         let tell = PgError::fatal(sqlstate::INVALID_AUTHORIZATION, "login timeout");
         let why = "login timeout".to_owned();
-        Rejection { tell: Some(Box::new(tell)), count: Count::Auth(AuthMethod::None, AuthResult::Timeout), why }
+        Rejection {
+            tell: Some(Box::new(tell)),
+            words: None,
+            count: Count::Auth(AuthMethod::None, AuthResult::Timeout),
+            why,
+        }
     }
 
     pub fn gone(error: &io::Error) -> Self {
         let count = Count::Auth(AuthMethod::None, AuthResult::Aborted);
-        Rejection { tell: None, count, why: format!("the client is gone: {error}") }
+        Rejection { tell: None, words: None, count, why: format!("the client is gone: {error}") }
     }
 
     /// Sends the error in the protocol's own form and ends the connection, in a bounded time.
     pub async fn tell(&self, client: &mut Client) {
         let Some(error) = &self.tell else { return };
-        client.answers.extend_from_slice(&error.encode());
+        match &self.words {
+            Some(words) => messages::framed(&mut client.answers, backend::ERROR, &[words]),
+            None => client.answers.extend_from_slice(&error.encode()),
+        }
         let answers = std::mem::take(&mut client.answers);
         let _ = tokio::time::timeout(LAST_WORDS, async {
             client.stream.write(&answers).await?;
@@ -101,7 +118,8 @@ impl Rejection {
             Count::Auth(method, result) => context.metrics.auth(method, result),
         }
         if let Some(error) = &self.tell {
-            context.metrics.error(ErrorSource::Proxy, &error.code);
+            let source = if self.words.is_some() { ErrorSource::Backend } else { ErrorSource::Proxy };
+            context.metrics.error(source, &error.code);
         }
         tracing::info!(client = %peer, reason = self.why, "connection refused");
     }
@@ -122,7 +140,12 @@ impl From<StartupError> for Rejection {
             _ => (ProtocolViolation::StartupMalformed, sqlstate::PROTOCOL_VIOLATION),
         };
         let why = error.to_string();
-        Rejection { tell: Some(Box::new(PgError::fatal(code, why.clone()))), count: Count::Violation(kind), why }
+        Rejection {
+            tell: Some(Box::new(PgError::fatal(code, why.clone()))),
+            words: None,
+            count: Count::Violation(kind),
+            why,
+        }
     }
 }
 

@@ -79,7 +79,7 @@ pub(super) async fn requests(client: Client, session: Welcomed, begun: Instant, 
     };
     let plain = session.mode == PoolMode::Session;
     let state = SessionState::new(session.settings.clone(), session.told.clone());
-    let flow = Flow::new(session.registration.pid, limits, plain, state, session.pool.statements.clone());
+    let flow = Flow::new(session.registration.id, limits, plain, state, session.pool.statements.clone());
     session.tenant.stats.clients.fetch_add(1, Ordering::Relaxed);
     let tls = stream.is_tls();
     let client = Endpoint::new(stream, received.to_vec());
@@ -178,7 +178,7 @@ impl Serving<'_> {
             }),
         };
         let reads = self.session.pool.statements.reads_sequences.load(Ordering::Relaxed);
-        match checkout.serve(registration.pid, always_reset(&self.session.pool), reads).await {
+        match checkout.serve(registration.id, always_reset(&self.session.pool), reads).await {
             Ok(()) => self.ready(checkout).await,
             Err(error) => Err(self.lost(&error)),
         }
@@ -309,7 +309,7 @@ impl Serving<'_> {
         // Some things not even DISCARD ALL takes away.
         let stays = [Pin::Library, Pin::Seed, Pin::Foreign].iter().any(|pin| self.flow.state.certain.contains(*pin));
         let broken = !self.flow.at_rest() || checkout.endpoint.has_unsent();
-        if broken || stays || self.session.pool.name.walsender.is_some() {
+        if broken || stays || self.session.pool.name.is_walsender() {
             return;
         }
         checkout.at_rest();
@@ -342,6 +342,8 @@ impl Serving<'_> {
         let error = match end {
             End::Terminated | End::ClientGone => None,
             End::ClientFault(fault) => Some(fault.to_error()),
+            // A client with a backend of its own hears what the backend has said, and nothing else.
+            End::BackendLost(_) if self.session.mode == PoolMode::Session => None,
             End::BackendLost(_) if self.flow.backend_said_goodbye() => None,
             End::BackendLost(_) => Some(
                 PgError::fatal(sqlstate::CONNECTION_FAILURE, "the backend connection was lost")

@@ -6,7 +6,7 @@ use super::{Client, Context, Rejection};
 use crate::backend::Settings;
 use crate::metrics::ProtocolViolation;
 use crate::tenant::route::Hints;
-use crate::wire::{Opening, OptionsError, Protocol, StartupMessage, StartupOptions, messages};
+use crate::wire::{Opening, OptionsError, Protocol, StartupMessage, StartupOptions, StartupParameters, messages};
 
 /// What the client wants.
 pub enum Wish {
@@ -18,8 +18,10 @@ pub enum Wish {
 pub struct Startup {
     pub protocol: Protocol,
     pub hints: Hints,
-    /// Parameters for the backend: the hints are not among them.
-    pub settings: Settings,
+    /// Parameters to set on a backend that others use as well; the hints are not among them.
+    pub settings: Result<Settings, OptionsError>,
+    /// The same for a backend of the client's own.
+    pub parameters: StartupParameters,
     /// The parameter `replication`, unless it is off.
     pub replication: Option<String>,
 }
@@ -51,12 +53,11 @@ pub(super) async fn read(client: &mut Client, opening: Option<Opening>, context:
 }
 
 fn session(client: &Client, message: &StartupMessage) -> Result<Startup, Rejection> {
-    let malformed = |why: String| Rejection::violation(ProtocolViolation::StartupMalformed, why);
     let sni = client.tls.as_ref().and_then(|tls| tls.sni.clone());
-    let (mut hints, options) =
-        hints(&message.parameters, sni).map_err(|error| malformed(format!("startup parameter options: {error}")))?;
+    let (mut hints, options) = hints(&message.parameters, sni);
     if hints.user.is_empty() {
-        return Err(malformed("no PostgreSQL user name specified in startup packet".into()));
+        let why = "no PostgreSQL user name specified in startup packet";
+        return Err(Rejection::violation(ProtocolViolation::StartupMalformed, why));
     }
     let vouched = client.tls.as_ref().and_then(|tls| tls.certificate.as_ref());
     // A chain that two tenants' CAs vouch for names neither.
@@ -64,29 +65,38 @@ fn session(client: &Client, message: &StartupMessage) -> Result<Startup, Rejecti
         [tenant] => Some(tenant.clone()),
         _ => None,
     });
+    let replication = message.parameters.get("replication").filter(|mode| !is_off(mode)).cloned();
+    Ok(Startup {
+        protocol: message.protocol,
+        hints,
+        settings: settings(message, &options),
+        parameters: message.for_backend(&options, replication.is_some()),
+        replication,
+    })
+}
+
+fn settings(message: &StartupMessage, options: &StartupOptions) -> Result<Settings, OptionsError> {
     let mut settings = Settings::default();
     // Options first: a parameter of its own wins over one in options, as in PostgreSQL.
-    for (name, value) in &options.settings {
+    for (name, value) in options.settings()? {
         settings.set(name, value);
     }
     let ours = ["user", "database", "options", "replication"];
     for (name, value) in message.parameters.iter().filter(|(name, _)| !ours.contains(&name.as_str())) {
         settings.set(name, value);
     }
-    let replication = message.parameters.get("replication").filter(|mode| !is_off(mode)).cloned();
-    Ok(Startup { protocol: message.protocol, hints, settings, replication })
+    Ok(settings)
 }
 
+/// As PostgreSQL's `parse_bool`, which takes unique prefixes.
 fn is_off(mode: &str) -> bool {
-    ["false", "off", "no", "0"].contains(&mode.to_ascii_lowercase().as_str())
+    let mode = mode.to_ascii_lowercase();
+    mode == "0" || ["false", "off", "no"].iter().any(|off| off.starts_with(&mode) && !mode.is_empty() && mode != "o")
 }
 
 /// The hints of the parameters, and the options without the tenant.
-pub(super) fn hints(
-    parameters: &BTreeMap<String, String>,
-    sni: Option<String>,
-) -> Result<(Hints, StartupOptions), OptionsError> {
-    let mut options = StartupOptions::parse(parameters.get("options").map_or("", String::as_str))?;
+pub(super) fn hints(parameters: &BTreeMap<String, String>, sni: Option<String>) -> (Hints, StartupOptions) {
+    let mut options = StartupOptions::parse(parameters.get("options").map_or("", String::as_str));
     let hints = Hints {
         sni,
         option: options.take("tenant"),
@@ -94,5 +104,5 @@ pub(super) fn hints(
         database: parameters.get("database").filter(|name| !name.is_empty()).cloned(),
         certificate: None,
     };
-    Ok((hints, options))
+    (hints, options)
 }

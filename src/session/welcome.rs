@@ -3,15 +3,17 @@
 
 use std::sync::Arc;
 
+use bytes::BytesMut;
+
 use super::authenticate::Proven;
 use super::{Client, Context, Rejection};
 use crate::backend::{CommandError, Parameters, Settings};
 use crate::config::PoolMode;
-use crate::metrics::{AuthMethod, AuthResult};
-use crate::pool::{Checkout, Pool, PoolName, Walsender};
+use crate::metrics::{AuthMethod, AuthResult, ProtocolViolation};
+use crate::pool::{Checkout, CheckoutError, Pool, PoolName};
 use crate::sessions::{Order, Registration};
 use crate::tenant::Tenant;
-use crate::wire::{PgError, Severity, messages, sqlstate};
+use crate::wire::{OptionsError, PgError, Severity, StartupParameters, messages, sqlstate};
 
 /// A session that may ask for things.
 pub struct Welcomed {
@@ -31,50 +33,69 @@ pub struct Welcomed {
 pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context) -> Result<Welcomed, Rejection> {
     let Proven { tenant, role, database, backend_role, login, startup } = proven;
     let mut mode = tenant.record().pool.mode;
-    let mut settings = Arc::new(startup.settings);
-    let walsender = startup.replication.map(|mode| Walsender { mode, settings: settings.clone() });
-    if walsender.is_some() {
+    if startup.replication.is_some() {
         mode = PoolMode::Session;
     }
-    let name = PoolName { database, role: backend_role, walsender };
+    let (settings, own_startup) = match mode {
+        // Backends without any parameters are the role's, whoever asked for them.
+        PoolMode::Session => {
+            let none = StartupParameters::default();
+            (Settings::default(), Some(startup.parameters).filter(|it| *it != none).map(Arc::new))
+        }
+        PoolMode::Transaction | PoolMode::Statement => (startup.settings.map_err(no_settings)?, None),
+    };
+    let name = PoolName { database, role: backend_role, startup: own_startup };
     let pool = context.pools.get(&tenant, name, login).map_err(|error| {
         tracing::error!(tenant = tenant.id.as_str(), %error, "no pool");
         unavailable(PgError::fatal(sqlstate::CONNECTION_FAILURE, "could not connect to the tenant's database"))
     })?;
-    let registration = context
-        .sessions
-        .register(tenant.clone(), startup.protocol.cancel_key_length())
-        .map_err(|error| unavailable(PgError::fatal("XX000", format!("no random bytes: {error}"))))?;
-    let known = pool.welcome(&settings);
-    settings = known.as_ref().map_or_else(|| pool.share_settings(&settings), |(shared, _)| shared.clone());
-    let (parameters, kept) = match known {
-        Some((_, parameters)) if mode != PoolMode::Session => (parameters, None),
-        _ => introduce(&pool, &registration, &settings, mode).await?,
+    let secret_length = startup.protocol.cancel_key_length();
+    let register = |pid| {
+        let registration = context.sessions.register(tenant.clone(), pid, secret_length);
+        registration.map_err(|error| unavailable(PgError::fatal("XX000", format!("no random bytes: {error}"))))
     };
-    let mut answers = client.answers.split();
-    for (name, value) in parameters.iter() {
-        messages::parameter_status(&mut answers, name, value);
-    }
-    messages::backend_key_data(&mut answers, registration.pid.cast_signed(), &registration.secret);
-    messages::ready_idle(&mut answers);
+    let answers = &mut client.answers;
+    let (registration, settings, told, kept) = if mode == PoolMode::Session {
+        let backend = pool.checkout().await.map_err(|error| no_backend(&error).in_the_words(error.words()))?;
+        answers.extend_from_slice(&backend.notices);
+        let told = backend.state.parameters.clone();
+        report(answers, &told);
+        let pid = backend.cancel.pid().cast_unsigned();
+        (register(Some(pid).filter(|pid| *pid != 0))?, Arc::new(settings), told, Some(backend))
+    } else {
+        let registration = register(None)?;
+        let (settings, told) = match pool.welcome(&settings) {
+            Some(known) => known,
+            None => introduce(&pool, &registration, pool.share_settings(&Arc::new(settings))).await?,
+        };
+        report(answers, &told);
+        (registration, settings, told, None)
+    };
+    messages::backend_key_data(answers, registration.key.pid.cast_signed(), &registration.key.secret);
+    messages::ready_idle(answers);
+    let answers = client.answers.split();
     client.stream.write(&answers).await?;
     if context.drain.phase() != crate::drain::Phase::Running || tenant.is_retired() {
-        context.sessions.order(Order::Finish, |session| session.pid == registration.pid);
+        context.sessions.order(Order::Finish, |session| session.id == registration.id);
     }
-    Ok(Welcomed { tenant, role, pool, mode, settings, told: parameters, registration, kept })
+    Ok(Welcomed { tenant, role, pool, mode, settings, told, registration, kept })
 }
 
-/// Takes a backend, puts the client's parameters in force and sees what it reports.
+fn report(answers: &mut BytesMut, parameters: &Parameters) {
+    for (name, value) in parameters.iter() {
+        messages::parameter_status(answers, name, value);
+    }
+}
+
+/// Puts the client's parameters in force on a backend and sees what it reports.
 async fn introduce(
     pool: &Arc<Pool>,
     registration: &Registration,
-    settings: &Arc<Settings>,
-    mode: PoolMode,
-) -> Result<(Arc<Parameters>, Option<Checkout>), Rejection> {
-    let mut checkout =
-        pool.checkout().await.map_err(|error| unavailable(error.to_client().with_severity(Severity::Fatal)))?;
-    let adopted = match checkout.serve(registration.pid, always_reset(pool), false).await {
-        Ok(()) => checkout.adopt(settings).await,
+    settings: Arc<Settings>,
+) -> Result<(Arc<Settings>, Arc<Parameters>), Rejection> {
+    let mut checkout = pool.checkout().await.map_err(|error| no_backend(&error))?;
+    let adopted = match checkout.serve(registration.id, always_reset(pool), false).await {
+        Ok(()) => checkout.adopt(&settings).await,
         Err(error) => Err(error),
     };
     if let Err(error) = adopted {
@@ -95,15 +116,21 @@ async fn introduce(
     let parameters = pool.share_parameters(&checkout.state.parameters);
     checkout.state.parameters = parameters.clone();
     pool.remember_welcome(settings.clone(), parameters.clone());
-    if mode == PoolMode::Session {
-        return Ok((parameters, Some(checkout)));
-    }
     checkout.release();
-    Ok((parameters, None))
+    Ok((settings, parameters))
 }
 
 pub(super) fn always_reset(pool: &Pool) -> bool {
     pool.tenant.record().pool.reset == crate::config::Reset::Always
+}
+
+/// Switches that set no parameter are for a backend of the client's own.
+fn no_settings(error: OptionsError) -> Rejection {
+    Rejection::violation(ProtocolViolation::StartupMalformed, format!("startup parameter options: {error}"))
+}
+
+fn no_backend(error: &CheckoutError) -> Rejection {
+    unavailable(error.to_client().with_severity(Severity::Fatal))
 }
 
 fn unavailable(tell: PgError) -> Rejection {

@@ -4,12 +4,13 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use pgwire::messages::Message;
 use pgwire::messages::response::{ReadyForQuery, TransactionStatus};
-use pgwire::messages::startup::{
-    Authentication, BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey, SslRequest, Startup,
-};
+use pgwire::messages::startup::{Authentication, BackendKeyData, NegotiateProtocolVersion, SecretKey, SslRequest};
 
-use super::startup::Protocol;
-use super::tag::frontend;
+use super::startup::{Protocol, StartupParameters};
+use super::tag::{backend, frontend};
+
+/// PostgreSQL's MAX_STARTUP_PACKET_LENGTH, in bytes.
+const MAX_STARTUP: usize = 10_000;
 
 /// Everything that goes through here is short: pgwire refuses only what breaks its length bounds.
 fn put<M: Message>(out: &mut BytesMut, message: &M) {
@@ -49,8 +50,8 @@ pub fn negotiate_protocol(out: &mut BytesMut, protocol: Protocol, unknown_option
     put(out, &NegotiateProtocolVersion::new(protocol.number(), unknown_options.to_vec()));
 }
 
-pub fn parameter_status(out: &mut BytesMut, name: &str, value: &str) {
-    put(out, &ParameterStatus::new(name.to_owned(), value.to_owned()));
+pub fn parameter_status(out: &mut impl BufMut, name: &[u8], value: &[u8]) {
+    framed(out, backend::PARAMETER_STATUS, &[name, b"\0", value, b"\0"]);
 }
 
 pub fn ready_idle(out: &mut BytesMut) {
@@ -61,11 +62,21 @@ pub fn ssl_request(out: &mut BytesMut) {
     put(out, &SslRequest::new());
 }
 
-/// A StartupMessage of protocol 3.0 towards a backend; longer ones than pgwire's 10,000 bytes are refused.
-pub fn startup(out: &mut BytesMut, parameters: &[(&str, &str)]) -> Result<(), pgwire::error::PgWireError> {
-    let mut message = Startup::new();
-    message.parameters = parameters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    message.encode(out)
+/// A StartupMessage of protocol 3.0 towards a backend; written by hand, since pgwire sorts the parameters. None when it
+/// is longer than PostgreSQL takes.
+pub fn startup(user: &str, database: &str, parameters: &StartupParameters) -> Option<BytesMut> {
+    let pairs = [b"user\0", user.as_bytes(), b"\0database\0", database.as_bytes(), b"\0", parameters.encoded(), b"\0"];
+    let length = 8 + pairs.iter().map(|part| part.len()).sum::<usize>();
+    if length > MAX_STARTUP {
+        return None;
+    }
+    let mut out = BytesMut::with_capacity(length);
+    out.put_u32(length as u32);
+    out.put_u32(Protocol::V3_0.number().cast_unsigned());
+    for part in pairs {
+        out.put_slice(part);
+    }
+    Some(out)
 }
 
 /// CancelRequest towards a backend.

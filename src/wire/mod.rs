@@ -11,4 +11,4 @@ pub mod tag;
 pub use error::{PgError, Severity};
 pub use frame::{FrameError, HEADER, Header, ReadFault, cstr};
 pub use options::{OptionsError, StartupOptions};
-pub use startup::{Opening, Protocol, StartupError, StartupMessage};
+pub use startup::{Opening, Protocol, StartupError, StartupMessage, StartupParameters};

@@ -1,11 +1,31 @@
-//! The startup parameter `options`: command-line switches that set parameters (PostgreSQL manual, 20.1.4 and `postgres`).
+//! The startup parameter `options`: command-line switches of a backend (PostgreSQL manual, 20.1.4 and `postgres`).
 
 use thiserror::Error;
 
-/// Parameters set by `-c name=value` and `--name=value`, in the order given.
+/// The switches of PostgreSQL 15's backend that take an argument (`process_postgres_switches`).
+const WITH_ARGUMENT: &str = "BcCDdfhkNprStvW-";
+
+/// Switches in the order given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StartupOptions {
-    pub settings: Vec<(String, String)>,
+    switches: Vec<Switch>,
+}
+
+/// One switch, or a word that is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Switch {
+    /// As the client wrote it.
+    text: String,
+    meaning: Meaning,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Meaning {
+    /// `-c name=value` or `--name=value`.
+    Sets(String, String),
+    Other,
+    /// `-c` at the end.
+    NoValue,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -18,57 +38,123 @@ pub enum OptionsError {
 
 impl StartupOptions {
     /// Takes `options` apart as PostgreSQL does: white space separates, a backslash takes the next character as it is.
-    ///
-    /// # Errors
-    /// A switch that sets no parameter.
-    pub fn parse(options: &str) -> Result<Self, OptionsError> {
-        let mut settings = Vec::new();
-        let mut words = split(options).into_iter();
+    pub fn parse(options: &str) -> Self {
+        let mut parsed = StartupOptions::default();
+        let mut words = words(options).into_iter();
         while let Some(word) = words.next() {
-            let assignment = match word.strip_prefix("--") {
-                Some(long) => long.to_owned(),
-                None => match word.strip_prefix("-c") {
-                    Some("") => words.next().ok_or(OptionsError::MissingValue)?,
-                    Some(attached) => attached.to_owned(),
-                    None => return Err(OptionsError::Unsupported(word)),
-                },
+            let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) else {
+                parsed.push(word.to_owned(), Meaning::Other);
+                continue;
             };
-            let Some((name, value)) = assignment.split_once('=') else {
-                return Err(OptionsError::Unsupported(word));
+            if letters == "-" {
+                // The end of the switches.
+                parsed.push([word].into_iter().chain(words).collect::<Vec<_>>().join(" "), Meaning::Other);
+                break;
+            }
+            // Letters without an argument may share a word with one that has.
+            let taking = letters.find(|letter| WITH_ARGUMENT.contains(letter)).unwrap_or(letters.len());
+            let (plain, rest) = letters.split_at(taking);
+            if !plain.is_empty() {
+                parsed.push(format!("-{plain}"), Meaning::Other);
+            }
+            let Some(letter) = rest.chars().next() else { continue };
+            let attached = Some(&rest[letter.len_utf8()..]).filter(|attached| !attached.is_empty());
+            let separate = if attached.is_none() { words.next() } else { None };
+            let text = match separate {
+                Some(argument) => format!("-{letter} {argument}"),
+                None => format!("-{rest}"),
             };
-            settings.push((name.replace('-', "_"), value.to_owned()));
+            parsed.push(text, meaning(letter, attached.or(separate)));
         }
-        Ok(StartupOptions { settings })
+        parsed
+    }
+
+    fn push(&mut self, text: String, meaning: Meaning) {
+        self.switches.push(Switch { text, meaning });
     }
 
     /// Takes out every setting of `name` (in any case) and gives the last value.
     pub fn take(&mut self, name: &str) -> Option<String> {
         let mut last = None;
-        self.settings.retain(|(key, value)| {
-            let wanted = key.eq_ignore_ascii_case(name);
-            if wanted {
+        self.switches.retain(|switch| match &switch.meaning {
+            Meaning::Sets(key, value) if key.eq_ignore_ascii_case(name) => {
                 last = Some(value.clone());
+                false
             }
-            !wanted
+            _ => true,
         });
         last
     }
+
+    /// The parameters that are set, in the order given.
+    ///
+    /// # Errors
+    /// A switch that sets no parameter.
+    pub fn settings(&self) -> Result<Vec<(&str, &str)>, OptionsError> {
+        let setting = |switch: &'_ Switch| match &switch.meaning {
+            Meaning::Sets(..) => None,
+            Meaning::Other => Some(OptionsError::Unsupported(switch.text.clone())),
+            Meaning::NoValue => Some(OptionsError::MissingValue),
+        };
+        if let Some(error) = self.switches.iter().find_map(setting) {
+            return Err(error);
+        }
+        let pair = |switch| match switch {
+            &Switch { meaning: Meaning::Sets(ref name, ref value), .. } => Some((name.as_str(), value.as_str())),
+            _ => None,
+        };
+        Ok(self.switches.iter().filter_map(pair).collect())
+    }
+
+    /// The text that means these switches.
+    pub fn text(&self) -> String {
+        self.switches.iter().map(|switch| switch.text.as_str()).collect::<Vec<_>>().join(" ")
+    }
 }
 
-/// PostgreSQL's `pg_split_opts`.
-fn split(options: &str) -> Vec<String> {
+/// What a switch with its argument, still escaped, means.
+fn meaning(letter: char, argument: Option<&str>) -> Meaning {
+    if !matches!(letter, 'c' | '-') {
+        return Meaning::Other;
+    }
+    let Some(argument) = argument else { return Meaning::NoValue };
+    match unescaped(argument).split_once('=') {
+        Some((name, value)) => Meaning::Sets(name.replace('-', "_"), value.to_owned()),
+        None => Meaning::Other,
+    }
+}
+
+/// PostgreSQL's `pg_split_opts`, without taking the backslashes out.
+fn words(options: &str) -> Vec<&str> {
     let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut characters = options.chars();
+    let mut begin = None;
+    let mut escaped = false;
+    for (at, character) in options.char_indices() {
+        let separates = !escaped && matches!(character, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c');
+        match (separates, begin) {
+            (true, Some(begun)) => {
+                words.push(&options[begun..at]);
+                begin = None;
+            }
+            (false, None) => begin = Some(at),
+            _ => {}
+        }
+        escaped = !escaped && character == '\\';
+    }
+    words.extend(begin.map(|begun| &options[begun..]));
+    words
+}
+
+fn unescaped(word: &str) -> String {
+    let mut text = String::new();
+    let mut characters = word.chars();
     while let Some(character) = characters.next() {
         match character {
-            ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c' => words.extend(word.take()),
-            '\\' => word.get_or_insert_default().extend(characters.next()),
-            other => word.get_or_insert_default().push(other),
+            '\\' => text.extend(characters.next()),
+            other => text.push(other),
         }
     }
-    words.extend(word);
-    words
+    text
 }
 
 #[cfg(test)]
@@ -76,7 +162,9 @@ mod tests {
     use super::*;
 
     fn settings(text: &str) -> Vec<(String, String)> {
-        StartupOptions::parse(text).unwrap().settings
+        let options = StartupOptions::parse(text);
+        let settings = options.settings().unwrap();
+        settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
     #[test]
@@ -85,20 +173,38 @@ mod tests {
         assert_eq!(settings("-c a=1 --b-c=2\\ 3"), expected);
         assert_eq!(settings("  -ca=1\t-c b_c=2\\ 3 "), expected);
         assert_eq!(settings(""), vec![]);
+        assert_eq!(settings("-c a=\\\\\\ x\\"), vec![("a".to_owned(), "\\ x".to_owned())]);
     }
 
     #[test]
     fn what_sets_nothing_is_refused() {
-        assert_eq!(StartupOptions::parse("-c"), Err(OptionsError::MissingValue));
-        assert_eq!(StartupOptions::parse("-d 5"), Err(OptionsError::Unsupported("-d".into())));
-        assert_eq!(StartupOptions::parse("-c a"), Err(OptionsError::Unsupported("-c".into())));
+        let refusal = |text: &str| StartupOptions::parse(text).settings().unwrap_err();
+        assert_eq!(refusal("-c"), OptionsError::MissingValue);
+        assert_eq!(refusal("-d 5"), OptionsError::Unsupported("-d 5".into()));
+        assert_eq!(refusal("-c a"), OptionsError::Unsupported("-c a".into()));
+        assert_eq!(refusal("-c a=1 b"), OptionsError::Unsupported("b".into()));
+        assert_eq!(refusal("-e"), OptionsError::Unsupported("-e".into()));
+        assert_eq!(refusal("- --"), OptionsError::Unsupported("-".into()));
     }
 
     #[test]
-    fn the_tenant_is_taken_out() {
-        let mut options = StartupOptions::parse("-c tenant=x -c search_path=a,b -c Tenant=acme").unwrap();
+    fn the_tenant_is_taken_out_and_the_rest_stays_as_it_was() {
+        let mut options = StartupOptions::parse("-c tenant=x -c  search_path=a,\\ b -c Tenant=acme");
         assert_eq!(options.take("tenant").as_deref(), Some("acme"));
-        assert_eq!(options.settings, vec![("search_path".to_owned(), "a,b".to_owned())]);
+        assert_eq!(options.settings().unwrap(), vec![("search_path", "a, b")]);
+        assert_eq!(options.text(), "-c search_path=a,\\ b");
         assert_eq!(options.take("tenant"), None);
+        let others = [
+            ("-d 5 --tenant=acme -ft", Some("acme"), "-d 5 -ft"),
+            ("-ectenant=acme -j", Some("acme"), "-e -j"),
+            ("-ec tenant=acme", Some("acme"), "-e"),
+            // The argument of -d, and what is no switch at all.
+            ("-d -ctenant=acme", None, "-d -ctenant=acme"),
+            ("x -- -c tenant=acme", None, "x -- -c tenant=acme"),
+        ];
+        for (text, tenant, rest) in others {
+            let mut options = StartupOptions::parse(text);
+            assert_eq!((options.take("tenant").as_deref(), options.text().as_str()), (tenant, rest), "{text}");
+        }
     }
 }

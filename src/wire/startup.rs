@@ -8,6 +8,7 @@ use pgwire::messages::{DecodeContext, Message};
 use thiserror::Error;
 
 use super::frame::cstr;
+use super::options::StartupOptions;
 
 const SSL_REQUEST: u32 = 80_877_103;
 const GSS_REQUEST: u32 = 80_877_104;
@@ -54,6 +55,18 @@ pub struct StartupMessage {
     /// `_pq_.` options; we know none.
     pub unknown_options: Vec<String>,
     pub parameters: BTreeMap<String, String>,
+    /// The same as sent: names and values in the client's order, `options` among them.
+    pub sent: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// The parameters of a StartupMessage for a backend that is one client's own: what the client sent, but for who it is
+/// and what names its tenant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct StartupParameters {
+    /// Names and values, each with its NUL, in the client's order.
+    encoded: Vec<u8>,
+    /// It asks for replication.
+    walsender: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -112,9 +125,7 @@ impl StartupMessage {
             return Err(StartupError::Version(major, minor));
         }
         // pgwire takes a packet without its terminator, and one with rubbish behind it: PostgreSQL takes neither.
-        if !is_terminated(&frame[8..]) {
-            return Err(StartupError::Layout);
-        }
+        let mut sent = pairs(&frame[8..]).ok_or(StartupError::Layout)?;
         let startup = Startup::decode(&mut BytesMut::from(frame), &DecodeContext::default())
             .map_err(|_| StartupError::Layout)?
             .ok_or(StartupError::Layout)?;
@@ -122,26 +133,62 @@ impl StartupMessage {
         let unknown_options: Vec<String> =
             parameters.keys().filter(|name| name.starts_with("_pq_.")).cloned().collect();
         parameters.retain(|name, _| !name.starts_with("_pq_."));
+        sent.retain(|(name, _)| !name.starts_with(b"_pq_."));
         let protocol = Protocol { minor }.min(Protocol::V3_2);
         Ok(StartupMessage {
             protocol,
             negotiate: protocol.minor != minor || !unknown_options.is_empty(),
             unknown_options,
             parameters,
+            sent,
         })
+    }
+
+    /// What a backend gets that is this client's own; `options` are those that are left when the tenant is taken out.
+    pub fn for_backend(&self, options: &StartupOptions, walsender: bool) -> StartupParameters {
+        let mut encoded = Vec::new();
+        let text = options.text();
+        let last_options = self.sent.iter().rposition(|(name, _)| name == b"options");
+        for (at, (name, value)) in self.sent.iter().enumerate() {
+            let value = match &name[..] {
+                b"user" | b"database" => continue,
+                // PostgreSQL takes the last one.
+                b"options" if last_options != Some(at) || text.is_empty() => continue,
+                b"options" => text.as_bytes(),
+                _ => value,
+            };
+            for part in [&name[..], b"\0", value, b"\0"] {
+                encoded.extend_from_slice(part);
+            }
+        }
+        StartupParameters { encoded, walsender }
     }
 }
 
-/// Whether pairs of names and values end with an empty name, and with nothing behind it.
-fn is_terminated(mut pairs: &[u8]) -> bool {
-    while let Some((name, rest)) = cstr(pairs) {
-        if name.is_empty() {
-            return rest.is_empty();
-        }
-        let Some((_, rest)) = cstr(rest) else { return false };
-        pairs = rest;
+impl StartupParameters {
+    /// Names and values, each with its NUL.
+    pub fn encoded(&self) -> &[u8] {
+        &self.encoded
     }
-    false
+
+    /// The backend will be a walsender.
+    pub fn is_walsender(&self) -> bool {
+        self.walsender
+    }
+}
+
+/// Names and values, which end with an empty name and with nothing behind it.
+fn pairs(mut bytes: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut pairs = Vec::new();
+    loop {
+        let (name, rest) = cstr(bytes)?;
+        if name.is_empty() {
+            return rest.is_empty().then_some(pairs);
+        }
+        let (value, rest) = cstr(rest)?;
+        pairs.push((name.to_vec(), value.to_vec()));
+        bytes = rest;
+    }
 }
 
 #[cfg(test)]
@@ -171,6 +218,18 @@ mod tests {
         assert_eq!(message.parameters["database"], "db");
         assert!(!message.negotiate);
         assert_eq!(message.protocol.cancel_key_length(), 4);
+    }
+
+    #[test]
+    fn a_backend_of_ones_own_gets_what_was_sent() {
+        let body = b"options\0-c a=1\0user\0u\0TimeZone\0UTC\0_pq_.x\0y\0timezone\0\xff\0database\0d\0options\0-e -ctenant=t\0\0";
+        let message = parsed(0, body).unwrap();
+        let mut options = StartupOptions::parse(&message.parameters["options"]);
+        assert_eq!(options.take("tenant").as_deref(), Some("t"));
+        let parameters = message.for_backend(&options, false);
+        assert_eq!(parameters.encoded(), b"TimeZone\0UTC\0timezone\0\xff\0options\0-e\0");
+        let message = parsed(0, b"user\0u\0options\0-ctenant=t\0\0").unwrap();
+        assert_eq!(message.for_backend(&StartupOptions::default(), false), StartupParameters::default());
     }
 
     #[test]

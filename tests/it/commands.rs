@@ -66,7 +66,7 @@ async fn route_says_where_a_connection_goes_and_why() {
         (&["--user", "app"][..], "no tenant named"),
         (&["--user", "app.nosuch"], "there is no such tenant"),
         (&["--user", "app", "--options", "-c tenant=acme", "--sni", "x.db.example.com"], "the hints disagree"),
-        (&["--user", "app", "--options", "-d"], "write -c name=value"),
+        (&["--user", "app", "--options", "-e -c tenant=acme"], "write -c name=value"),
         (&["--user", "app.acme", "--set", "routing.user_suffix=false"], "no tenant named"),
     ] {
         let message = route(arguments).await.unwrap_err();

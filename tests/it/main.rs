@@ -25,6 +25,7 @@ mod prepared;
 mod relay;
 mod reload;
 mod routing;
+mod session_mode;
 mod startup;
 mod state;
 mod tidy;

@@ -34,7 +34,14 @@ impl Trial {
     }
 
     fn pool(&mut self, tenant: TenantKey, max: u32) -> PoolKey {
-        self.ledger.add_pool(tenant, PoolSettings { max, ..SETTINGS })
+        let role = self.ledger.add_role(tenant);
+        self.ledger.add_pool(role, PoolSettings { max, ..SETTINGS }, true)
+    }
+
+    /// Pools of one role.
+    fn pools<const N: usize>(&mut self, tenant: TenantKey, max: u32) -> [PoolKey; N] {
+        let role = self.ledger.add_role(tenant);
+        [(); N].map(|()| self.ledger.add_pool(role, PoolSettings { max, ..SETTINGS }, false))
     }
 
     fn ask(&mut self, pool: PoolKey, waiter: u32) -> Checkout<u32, &'static str> {
@@ -199,7 +206,8 @@ fn a_failed_connect_leaves_those_alone_who_can_be_served() {
 fn the_reaper_closes_idle_and_old_backends_down_to_the_minimum() {
     let mut t = Trial::new(10);
     let tenant = t.ledger.add_tenant(bound(5));
-    let pool = t.ledger.add_pool(tenant, PoolSettings { min: 1, ..SETTINGS });
+    let role = t.ledger.add_role(tenant);
+    let pool = t.ledger.add_pool(role, PoolSettings { min: 1, ..SETTINGS }, true);
     let (one, two) = (t.get(pool), t.get(pool));
     t.release(pool, one);
     t.release(pool, two);
@@ -251,6 +259,91 @@ fn a_key_kept_too_long_finds_nothing() {
     assert_eq!(t.ledger.counts(pool), Counts::default());
 }
 
+#[test]
+fn pools_of_one_role_share_its_bound_and_its_queue() {
+    let mut t = Trial::new(100);
+    let tenant = t.ledger.add_tenant(bound(50));
+    let [one, two, three] = t.pools(tenant, 1);
+    let slot = t.get(one);
+    // The second waits, and goes before whoever asks for the first one's backend later.
+    t.ask(two, 2);
+    t.ask(one, 1);
+    t.ask(three, 3);
+    assert!(t.taken().is_empty());
+    t.release(one, slot);
+    assert!(matches!(t.taken()[..], [Effect::Close(key, _)] if key == one));
+    t.ledger.closed(one, t.now, &mut t.effects);
+    t.connect(two);
+    let [Effect::Grant(_, 2, slot)] = <[_; 1]>::try_from(t.taken()).unwrap() else { panic!("out of turn") };
+    t.release(two, slot);
+    t.taken();
+    t.ledger.closed(two, t.now, &mut t.effects);
+    assert!(matches!(t.taken()[..], [Effect::Open(key)] if key == one));
+}
+
+#[test]
+fn nobody_gives_way_to_one_who_cannot_connect_yet() {
+    let mut t = Trial::new(100);
+    let tenant = t.ledger.add_tenant(bound(50));
+    let [failing, sound] = t.pools(tenant, 2);
+    let held = t.get(failing);
+    t.ask(failing, 1);
+    t.effects.clear();
+    t.ledger.open_failed(failing, "refused", 1.0, t.now, &mut t.effects);
+    let (one, second) = (t.get(sound), t.ask(sound, 2));
+    assert!(matches!(second, Checkout::Waiting(_)));
+    t.release(sound, one);
+    let [Effect::Grant(_, 2, one)] = <[_; 1]>::try_from(t.taken()).unwrap() else { panic!("given up for nothing") };
+    // A second later it can.
+    t.now += Duration::from_secs(1);
+    t.ask(sound, 3);
+    t.release(sound, one);
+    assert!(matches!(t.taken()[..], [Effect::Close(key, _)] if key == sound));
+    t.release(failing, held);
+}
+
+#[test]
+fn a_pool_is_forgotten_when_it_is_empty() {
+    let mut t = Trial::new(100);
+    let tenant = t.ledger.add_tenant(bound(50));
+    let [one, two] = t.pools(tenant, 1);
+    let role = RoleKey(t.ledger.pools[&one.0].role);
+    let slot = t.get(one);
+    assert!(!t.ledger.is_unused(one, t.now) && !t.ledger.remove_pool(one));
+    t.release(one, slot);
+    t.ledger.evict(one, &mut t.effects);
+    assert!(!t.ledger.is_unused(one, t.now) && !t.ledger.remove_pool(one), "a close is under way");
+    t.ledger.closed(one, t.now, &mut t.effects);
+    assert!(t.ledger.is_unused(one, t.now) && t.ledger.remove_pool(one) && t.ledger.remove_pool(one));
+    t.ledger.remove_role(role);
+    t.ask(two, 1);
+    t.effects.clear();
+    t.ledger.open_failed(two, "refused", 1.0, t.now, &mut t.effects);
+    assert!(!t.ledger.is_unused(two, t.now), "the failure is remembered");
+    t.now += Duration::from_secs(1);
+    assert!(t.ledger.is_unused(two, t.now) && t.ledger.remove_pool(two));
+    t.ledger.remove_role(role);
+    assert!(t.ledger.roles.is_empty() && t.ledger.pools.is_empty());
+}
+
+#[test]
+fn the_minimum_is_the_roles() {
+    let mut t = Trial::new(100);
+    let tenant = t.ledger.add_tenant(bound(50));
+    let role = t.ledger.add_role(tenant);
+    let [one, two] = [false; 2].map(|lasting| t.ledger.add_pool(role, PoolSettings { min: 1, ..SETTINGS }, lasting));
+    let (a, b) = (t.get(one), t.get(two));
+    t.release(one, a);
+    t.release(two, b);
+    t.now += Duration::from_secs(61);
+    t.ledger.reap(t.now, &mut t.effects);
+    let [Effect::Close(gone, _)] = <[_; 1]>::try_from(t.taken()).unwrap() else { panic!("one of two stays") };
+    t.ledger.closed(gone, t.now, &mut t.effects);
+    t.now += Duration::from_secs(3600);
+    t.ledger.reap(t.now, &mut t.effects);
+    assert!(matches!(t.taken()[..], [Effect::Close(key, _)] if key != gone), "and nobody opens another");
+}
+
 /// Something that can happen; numbers choose among what there is.
 #[derive(Debug, Clone)]
 enum Event {
@@ -268,7 +361,7 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        6 => (0..4usize).prop_map(Event::Ask),
+        6 => (0..6usize).prop_map(Event::Ask),
         6 => (0..100usize).prop_map(Event::Release),
         1 => (0..100usize).prop_map(Event::Discard),
         6 => (0..100usize).prop_map(Event::Opened),
@@ -276,7 +369,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (0..100usize).prop_map(Event::Closed),
         1 => (0..100usize).prop_map(Event::Abandon),
         1 => Just(Event::Reap),
-        1 => (0..4usize).prop_map(Event::Evict),
+        1 => (0..6usize).prop_map(Event::Evict),
         2 => (0..100u64).prop_map(Event::Pass),
     ]
 }
@@ -320,9 +413,12 @@ proptest! {
     fn bounds_hold_and_nobody_is_lost(events in proptest::collection::vec(event(), 1..300)) {
         let mut t = Trial::new(5);
         let tenants = [t.ledger.add_tenant(bound(3)), t.ledger.add_tenant(bound(4))];
+        let role = t.ledger.add_role(tenants[1]);
+        let [one, two] = t.pools(tenants[0], 3);
         let pools = [
-            t.pool(tenants[0], 2), t.pool(tenants[0], 3),
-            t.pool(tenants[1], 4), t.ledger.add_pool(tenants[1], PoolSettings { max: 2, min: 1, ..SETTINGS }),
+            t.pool(tenants[0], 2), one, two, t.pool(tenants[1], 4),
+            t.ledger.add_pool(role, PoolSettings { max: 2, min: 1, ..SETTINGS }, true),
+            t.ledger.add_pool(role, PoolSettings { max: 2, min: 1, ..SETTINGS }, false),
         ];
         let mut world = World::default();
         let mut asked = 0;
@@ -370,9 +466,10 @@ proptest! {
                 prop_assert_eq!(counts.active as usize, world.held.iter().filter(|(key, _)| key == pool).count());
                 prop_assert_eq!(counts.connecting as usize, world.opening.iter().filter(|key| *key == pool).count());
                 prop_assert_eq!(counts.waiting as usize, world.waiting.iter().filter(|(key, ..)| key == pool).count());
-                prop_assert!(open <= t.ledger.pools[&pool.0].settings.max);
+                let of_pool = &t.ledger.pools[&pool.0];
+                prop_assert!(t.ledger.roles[&of_pool.role].usage.open <= of_pool.settings.max);
                 total += open;
-                per_tenant[index / 2] += open;
+                per_tenant[index / 3] += open;
             }
             prop_assert!(total <= 5 && per_tenant[0] <= 3 && per_tenant[1] <= 4);
         }

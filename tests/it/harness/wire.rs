@@ -30,6 +30,8 @@ pub struct Wire {
     pub deadline: Duration,
     /// ParameterStatus as received.
     pub parameters: BTreeMap<String, String>,
+    /// What the last login was sent but for authentication requests, in order.
+    pub greeting: Vec<Message>,
     /// BackendKeyData as received: process id and secret key.
     pub key: Option<(u32, Vec<u8>)>,
     /// NegotiateProtocolVersion as received: newest minor version and the options not known.
@@ -151,6 +153,7 @@ impl Wire {
             stream: BufReader::new(stream),
             deadline: Duration::from_secs(10),
             parameters: BTreeMap::new(),
+            greeting: Vec::new(),
             key: None,
             negotiated: None,
             mechanism: None,
@@ -287,8 +290,12 @@ impl Wire {
         let user = parameters.iter().find(|(name, _)| *name == "user").map_or("", |(_, user)| user);
         self.send(&frontend::startup(protocol, parameters)).await.expect("a connection that takes a StartupMessage");
         let mut scram = None;
+        self.greeting.clear();
         loop {
             let message = self.read().await.expect("ReadyForQuery or an error before the connection ends");
+            if message.tag != b'R' {
+                self.greeting.push(message.clone());
+            }
             match message.tag {
                 b'E' => return Err(message.error()),
                 b'Z' => return Ok(()),
