@@ -236,6 +236,7 @@ async fn greeting(mut stream: MessageStream, target: &Target) -> Result<Backend,
         in_force: Arc::default(),
         baseline: Settings::default(),
         last_session: 0,
+        notifications: Vec::new(),
     })
 }
 

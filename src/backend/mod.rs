@@ -50,6 +50,8 @@ pub struct Backend {
     baseline: Settings,
     /// The session that used it last.
     last_session: u32,
+    /// Notifications for its client that came while we asked for something.
+    notifications: Vec<u8>,
 }
 
 /// Why one of our own commands failed; the backend has to be closed.
@@ -116,6 +118,11 @@ impl Backend {
         self.command("ROLLBACK").await
     }
 
+    /// What came for the client while we asked for something.
+    pub fn take_notifications(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.notifications)
+    }
+
     /// Runs a command of ours, outside of any exchange.
     async fn command(&mut self, sql: &str) -> Result<(), CommandError> {
         self.rows(sql).await.map(drop)
@@ -125,6 +132,8 @@ impl Backend {
     async fn rows(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, CommandError> {
         let mut bytes = BytesMut::new();
         messages::query(&mut bytes, sql);
+        // As every simple query does.
+        self.state.unnamed = None;
         tokio::time::timeout(OWN_COMMAND, async {
             self.endpoint.queue(&bytes);
             poll_fn(|cx| self.endpoint.poll_send(cx)).await?;
@@ -137,6 +146,7 @@ impl Backend {
                     tag::DATA_ROW => rows.push(columns(&payload).ok_or(CommandError::Unexpected)?),
                     tag::ERROR => refused = Some(CommandError::Refused(PgError::decode(&payload))),
                     tag::PARAMETER_STATUS => self.state.reported(&payload),
+                    tag::NOTIFICATION => messages::framed(&mut self.notifications, tag, &[&payload]),
                     _ => {}
                 }
             }

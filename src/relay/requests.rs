@@ -66,8 +66,7 @@ impl Flow {
         let mut at = 0;
         self.held_back = false;
         for sql in std::mem::take(&mut self.ahead) {
-            messages::query(splice.insert(), &sql);
-            self.expected.push_back(Expected::Ahead);
+            self.ours(backend, &sql, Expected::Ahead, splice);
         }
         if !matches!(self.expected.front(), Some(Expected::Ahead)) {
             self.tell(backend, replies);
@@ -191,13 +190,13 @@ impl Flow {
             frontend::FLUSH => self.batch = Batch::Open,
             frontend::QUERY => {
                 self.query(backend, message, splice);
-                self.restore_behind(splice);
+                self.restore_behind(backend, splice);
                 return Ok(());
             }
             frontend::SYNC => {
                 self.sync();
                 splice.pass(message.at, message.end);
-                self.restore_behind(splice);
+                self.restore_behind(backend, splice);
                 return Ok(());
             }
             frontend::FUNCTION_CALL => {
@@ -243,18 +242,23 @@ impl Flow {
         let asks = look.is_some_and(|look| look.marks.contains(Marks::SEQUENCE_READ));
         if asks && backend.sequences_of_others && self.is_free() {
             backend.sequences_of_others = false;
-            messages::query(splice.insert(), "DISCARD SEQUENCES");
-            self.expected.push_back(Expected::Ahead);
+            self.ours(backend, "DISCARD SEQUENCES", Expected::Ahead, splice);
         }
     }
 
+    /// A simple query of ours among the client's requests.
+    fn ours(&mut self, backend: &mut BackendState, sql: &str, expected: Expected, splice: &mut Splice<'_>) {
+        messages::query(splice.insert(), sql);
+        backend.unnamed = None;
+        self.expected.push_back(expected);
+    }
+
     /// DISCARD ALL goes back to the login's parameters: the client's own follow in the same write.
-    fn restore_behind(&mut self, splice: &mut Splice<'_>) {
+    fn restore_behind(&mut self, backend: &mut BackendState, splice: &mut Splice<'_>) {
         if std::mem::take(&mut self.restores)
             && let Some(change) = Settings::default().change_to(&self.state.startup)
         {
-            messages::query(splice.insert(), &change.sql);
-            self.expected.push_back(Expected::Behind);
+            self.ours(backend, &change.sql, Expected::Behind, splice);
         }
     }
 

@@ -48,6 +48,10 @@ impl Serving<'_> {
             Ok(pins) => pins,
             Err(error) => return Err(End::BackendLost(error.to_string())),
         };
+        let notifications = checkout.take_notifications();
+        if !notifications.is_empty() {
+            self.client.queue(&notifications);
+        }
         self.flow.state.held = !pins.is_empty();
         if pins.is_empty() {
             self.pinned = None;
