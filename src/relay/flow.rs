@@ -180,6 +180,8 @@ pub struct Flow {
     pub(super) ahead_failed: Option<PgError>,
     /// The client's own parameters have to be put back behind the request at hand.
     pub(super) restores: bool,
+    /// Something was executed since the last Sync.
+    pub(super) executes: bool,
     /// Portals of statements whose command tag is not what the client expects.
     pub(super) portals: Vec<(Box<[u8]>, &'static str)>,
     /// What the backend cannot do because a statement's plan is out of date.
@@ -219,6 +221,7 @@ impl Flow {
             ahead: Vec::new(),
             ahead_failed: None,
             restores: false,
+            executes: false,
             portals: Vec::new(),
             retry: Retry::No,
             retry_names: Vec::new(),

@@ -184,6 +184,7 @@ impl Flow {
             frontend::CLOSE => return self.close(backend, message, splice),
             frontend::EXECUTE => {
                 self.figures.queries += 1;
+                self.executes = true;
                 let tag = self.portal_tag(message.view);
                 self.extended(Expected::Execute(tag));
             }
@@ -269,7 +270,9 @@ impl Flow {
             if look.marks.contains(Marks::SEQUENCE_READ) {
                 self.shared.reads_sequences.store(true, Ordering::Relaxed);
             }
-            self.restores |= look.marks.contains(Marks::DISCARD_ALL);
+            // In a transaction, or behind another statement in its batch, it fails.
+            let works = self.status == TransactionStatus::Idle && !self.executes;
+            self.restores |= works && look.alone == Some(Alone::DiscardAll);
         }
         if self.shared.reads_sequences.load(Ordering::Relaxed) && sql::may_advance_sequence(text) {
             self.state.certain.insert(Pin::Sequence);
@@ -317,6 +320,7 @@ impl Flow {
         // During COPY IN the backend ignores it (PostgreSQL manual, 55.2.6).
         if !self.copy_in {
             self.batch = Batch::Synced;
+            self.executes = false;
             self.in_flight.next_batch();
             self.expected.push_back(Expected::Sync);
         }

@@ -247,6 +247,8 @@ impl Flow {
         if !expired {
             self.figures.errors.push(error.code);
         }
+        // What was to be set may have its old value, which is not the client's own doing.
+        self.state.doubt.all_parameters |= !self.state.doubt.parameters.is_empty();
         self.copy_in = false;
         if self.expected.front().is_some_and(Expected::ends_with_ready) {
             return true;

@@ -62,20 +62,21 @@ fn rules(way: Way, seed: u64) -> Rules {
     let mut random = Random::new(seed ^ 0x5eed);
     let clients = 4 + random.below(3);
     let backends = if way == Way::Session || random.chance(20) { clients + 1 } else { 2 };
-    Rules { way, clients, backends }
+    Rules { way, clients, backends, mixes_names: random.chance(20), reads_sequences: random.chance(50) }
 }
 
 impl Found {
     fn text(&self, seed: u64) -> String {
         let mut text = format!("PGT_SEED={seed}: a difference at action {}, {:?}\n", self.actions.len(), self.rules);
-        for (client, newcomer) in self.newcomers.iter().enumerate() {
+        let acts = |client| self.actions.iter().any(|action| action.client() == Some(client));
+        for (client, newcomer) in self.newcomers.iter().enumerate().filter(|(client, _)| acts(*client)) {
             writeln!(text, "  client {client}: {newcomer:?}").expect("a string grows");
         }
         let first = self.actions.len().saturating_sub(TOLD);
         for (number, action) in self.actions.iter().enumerate().skip(first) {
             writeln!(text, "  {}. {action}", number + 1).expect("a string grows");
         }
-        write!(text, "  {}", self.difference.0).expect("a string grows");
+        write!(text, "  {}", self.difference.text).expect("a string grows");
         text
     }
 }

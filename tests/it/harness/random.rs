@@ -4,8 +4,11 @@
 pub struct Random(u64);
 
 impl Random {
+    /// Neighbouring seeds give unlike numbers (splitmix64's mixing).
     pub fn new(seed: u64) -> Random {
-        Random(seed | 1)
+        let seed = (seed ^ seed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let seed = (seed ^ seed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Random((seed ^ seed >> 31).max(1))
     }
 
     /// A number from 0 up to, and not with, `bound`.

@@ -1,7 +1,6 @@
 //! Random actions: who does what next, and in which messages.
 
 use super::frames::Frame;
-use super::ground::Way;
 use super::hunt::{Action, Hunt, Newcomer, Rules};
 use super::statements::{self, Maker, Topic};
 use crate::harness::random::Random;
@@ -72,7 +71,6 @@ impl Chooser {
             return Action::View(client);
         }
         self.last = Some(client);
-        let hidden = matches!(self.rules.way, Way::Transaction { pin_check: true } | Way::Direct);
         let known = &hunt.known[client];
         if known.is_stuck() && self.random.chance(if hunt.free() == 0 { 25 } else { 6 }) {
             let must_look = known.suspected && !known.in_transaction && !known.doubtful;
@@ -85,7 +83,7 @@ impl Chooser {
             self.topics[client] = Topic::any(&mut self.random);
         }
         let topic = self.topics[client];
-        let frames = step(&mut Maker { random: &mut self.random, client, known, topic, hidden });
+        let frames = step(&mut Maker { random: &mut self.random, client, known, topic, rules: self.rules });
         Action::Say(client, frames)
     }
 }

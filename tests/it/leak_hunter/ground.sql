@@ -49,14 +49,9 @@ CREATE PROCEDURE hunt.hidden_steps(value text) LANGUAGE plpgsql AS $$ BEGIN
     ROLLBACK;
 END $$;
 
--- What a client sees of itself. One call, so that the text of the question does not look like state.
-CREATE FUNCTION hunt.last_of(sequence text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
-    RETURN CASE WHEN sequence IS NULL THEN lastval() ELSE currval(sequence::regclass) END;
-EXCEPTION WHEN OTHERS THEN
-    RETURN NULL;
-END $$;
-
-CREATE FUNCTION hunt.view(own text) RETURNS TABLE (pin bool, what text, value text) LANGUAGE plpgsql AS $$ BEGIN
+-- What a client sees of itself. One call, so that the text of the question does not look like state. Not here are
+-- currval and lastval: whoever asks for those has to show it.
+CREATE FUNCTION hunt.view() RETURNS TABLE (pin bool, what text, value text) LANGUAGE plpgsql AS $$ BEGIN
     RETURN QUERY SELECT false, name, nullif(current_setting(name, true), '') FROM unnest(ARRAY[
         'application_name', 'array_nulls', 'backslash_quote', 'bytea_output', 'check_function_bodies',
         'client_encoding', 'client_min_messages', 'DateStyle', 'default_text_search_config',
@@ -77,7 +72,5 @@ CREATE FUNCTION hunt.view(own text) RETURNS TABLE (pin bool, what text, value te
     UNION ALL SELECT true, 'prepared', string_agg(concat_ws(' ', name, parameter_types, statement), ', ' ORDER BY name)
         FROM pg_prepared_statements WHERE from_sql
     UNION ALL SELECT true, 'cursors', string_agg(concat_ws(' ', name, is_holdable, statement), ', ' ORDER BY name)
-        FROM pg_cursors
-    UNION ALL SELECT true, coalesce(sequence, 'lastval'), hunt.last_of(sequence)
-        FROM unnest(ARRAY['hunt.seq', 'pg_temp.ids', own, NULL]) sequence;
+        FROM pg_cursors;
 END $$;

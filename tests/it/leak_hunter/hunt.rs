@@ -24,6 +24,16 @@ pub enum Action {
     LetGo,
 }
 
+impl Action {
+    /// Who does it.
+    pub fn client(&self) -> Option<usize> {
+        match self {
+            Action::Say(client, _) | Action::View(client) | Action::Replace(client, _) => Some(*client),
+            Action::Hold | Action::LetGo => None,
+        }
+    }
+}
+
 /// Role and startup parameters, and how the one before says goodbye.
 #[derive(Debug, Clone)]
 pub struct Newcomer {
@@ -50,6 +60,17 @@ pub struct Rules {
     pub way: Way,
     pub clients: usize,
     pub backends: usize,
+    /// Whether names of PREPARE and of Parse meet: PostgreSQL keeps them in one place.
+    pub mixes_names: bool,
+    /// Whether clients ask for `currval` and `lastval`.
+    pub reads_sequences: bool,
+}
+
+impl Rules {
+    /// Whether functions may do what their call does not tell.
+    pub fn hidden(self) -> bool {
+        matches!(self.way, Way::Transaction { pin_check: true } | Way::Direct)
+    }
 }
 
 /// What is known of a client from its twin.
@@ -64,6 +85,8 @@ pub struct Known {
     pub suspected: bool,
     /// It has run something of which nobody knows what it left; until DISCARD ALL.
     pub doubtful: bool,
+    /// It may have advanced a sequence; until DISCARD.
+    pub sequences: bool,
     /// Prepared statements by name, as far as is known without looking.
     pub statements: BTreeMap<String, String>,
     /// Names of those that may pin when they run.
@@ -73,7 +96,7 @@ pub struct Known {
 impl Known {
     /// Whether it may occupy a backend.
     pub fn is_stuck(&self) -> bool {
-        self.in_transaction || !self.pins.is_empty() || self.suspected || self.doubtful
+        self.in_transaction || !self.pins.is_empty() || self.suspected || self.doubtful || self.sequences
     }
 
     fn note(&mut self, frames: &[Frame], answers: &[Message], status: char) {
@@ -84,10 +107,12 @@ impl Known {
                     if statements::may_pin(sql) {
                         self.risky.insert(name.clone());
                     }
+                    self.sequences |= statements::may_advance(sql);
                     if !name.is_empty() {
                         self.statements.entry(name.clone()).or_insert_with(|| sql.clone());
                     }
                 }
+                Frame::Query(sql) => self.sequences |= statements::may_advance(sql),
                 Frame::CloseStatement(name) => drop(self.statements.remove(name)),
                 _ => {}
             }
@@ -97,6 +122,7 @@ impl Known {
         }
         for tag in answers.iter().filter(|message| message.tag == b'C').map(|message| &message.payload[..]) {
             self.doubtful &= tag != b"DISCARD ALL\0";
+            self.sequences &= tag != b"DISCARD ALL\0" && tag != b"DISCARD SEQUENCES\0";
             if tag == b"DISCARD ALL\0" || tag == b"DEALLOCATE ALL\0" {
                 self.statements.clear();
             }
@@ -177,6 +203,7 @@ impl<'a> Hunt<'a> {
                 let answers = self.pairs[*client].say(frames).await?;
                 let (pair, known) = (&self.pairs[*client], &mut self.known[*client]);
                 known.note(frames, &answers, pair.status());
+                known.sequences &= self.rules.reads_sequences;
                 known.ended = pair.has_ended();
                 self.tally.count(&answers);
             }
@@ -188,20 +215,27 @@ impl<'a> Hunt<'a> {
         }
         for (client, pair) in self.pairs.iter_mut().enumerate() {
             let told = pair.compare_notifications().await;
-            told.map_err(|Difference(text)| Difference(format!("client {client}: {text}")))?;
+            told.map_err(|difference| Difference {
+                text: format!("client {client}: {}", difference.text),
+                ..difference
+            })?;
         }
         Ok(())
     }
 
     async fn view(&mut self, client: usize) -> Result<(), Difference> {
-        let question = format!("SELECT pin, what, value FROM hunt.view('hunt.seq{client}')");
-        let answers = self.pairs[client].say(&[Frame::Query(question)]).await?;
+        let answers = self.pairs[client].say(&[Frame::query("SELECT pin, what, value FROM hunt.view()")]).await?;
         let known = &mut self.known[client];
         if !known.failed {
             let rows = answers.iter().filter(|message| message.tag == b'D').map(Message::row);
             let pins = rows.filter(|row| row[0].as_deref() == Some("t") && row[2].is_some());
             known.pins = pins.filter_map(|mut row| row.remove(1)).collect();
             known.suspected = false;
+        }
+        // These may fail: a transaction would be lost.
+        if self.rules.reads_sequences && !known.in_transaction {
+            let own = format!("SELECT currval('hunt.seq{client}')");
+            self.pairs[client].say(&[Frame::query("SELECT lastval()"), Frame::Query(own)]).await?;
         }
         Ok(())
     }
@@ -214,7 +248,9 @@ impl<'a> Hunt<'a> {
         self.pairs.remove(client).leave(*politely).await;
         self.known[client] = Known::default();
         if !self.ground.is_even().await {
-            return Err(Difference(format!("client {client} has left, and its locks or transaction are still there")));
+            return Err(Difference::plain(format!(
+                "client {client} has left, and its locks or transaction are still there"
+            )));
         }
         self.pairs.insert(client, Pair::connect(&self.places, role, parameters).await?);
         Ok(())
@@ -226,7 +262,7 @@ impl<'a> Hunt<'a> {
         }
         let holder = self.holder.as_mut().expect("just connected");
         let done = holder.query(sql).await;
-        done.map_err(|error| Difference(format!("{sql} of somebody else failed: {error:?}")))?;
+        done.map_err(|error| Difference::plain(format!("{sql} of somebody else failed: {error:?}")))?;
         self.holds = sql != "COMMIT";
         Ok(())
     }

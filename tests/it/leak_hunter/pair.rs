@@ -16,13 +16,27 @@ const MANY: usize = 12;
 
 /// What the client got and its twin did not, or the other way round.
 #[derive(Debug, Clone)]
-pub struct Difference(pub String);
+pub struct Difference {
+    /// What differs, shortly: two differences with the same kind have the same cause, most often.
+    pub kind: String,
+    pub text: String,
+}
 
 impl Difference {
+    pub fn plain(text: String) -> Difference {
+        Difference { kind: text.chars().filter(|c| !c.is_ascii_digit()).take(60).collect(), text }
+    }
+
     /// Both sides' lines; those that only one has are marked, many equal ones left out.
     fn between(what: &str, client: &[String], twin: &[String]) -> Difference {
         let mut text = format!("{what} differs:\n");
         let (mut client, mut twin, mut equal) = (client, twin, 0);
+        let first = client.iter().zip(twin).take_while(|(client, twin)| client == twin).count();
+        let kind = format!(
+            "{what}: {:?}, {:?}",
+            client.get(first).map(|line| headline(line)),
+            twin.get(first).map(|line| headline(line))
+        );
         let mut tell = |who: &str, line: &str| writeln!(text, "    {who:>6}: {line}").expect("a string grows");
         loop {
             let (next_client, next_twin) = meet(client, twin);
@@ -39,8 +53,14 @@ impl Difference {
         if equal > MANY {
             tell("both", &format!("and {} more lines that are equal", equal - MANY));
         }
-        Difference(text)
+        Difference { kind, text }
     }
+}
+
+/// The first words of a line without its values.
+fn headline(line: &str) -> String {
+    let end = line.find(|c: char| c == '=' && !line.starts_with("ErrorResponse")).unwrap_or(line.len()).min(28);
+    line.chars().take(end).collect()
 }
 
 /// How many lines to leave out on each side so that the next ones are equal, or none is left.

@@ -1,14 +1,21 @@
 //! Random statements that make, change, show and end session state.
 
-use super::hunt::Known;
+use super::hunt::{Known, Rules};
 use super::texts::{ERRORS, HIDDEN, PARAMETERS, PATHS, PLAIN, WITH_VALUES};
 use crate::harness::random::Random;
 
 /// Whether the statement may leave something behind that needs a backend of its own. In doubt it may.
 pub fn may_pin(sql: &str) -> bool {
     let sql = sql.to_lowercase();
-    let words = ["listen", "temp", "advisory", "hold", "prepare", "execute", "nextval", "setval", "load", "hidden"];
+    let words = ["listen", "temp", "advisory", "hold", "prepare", "execute", "load", "hidden"];
     words.iter().any(|word| sql.contains(word)) || is_doubtful(&sql)
+}
+
+/// Whether it may advance a sequence, by a column's default too, or make a statement that does.
+pub fn may_advance(sql: &str) -> bool {
+    let sql = sql.to_lowercase();
+    let words = ["nextval", "setval", "insert", "copy", "default", "execute", "call ", "do $$", "hidden"];
+    words.iter().any(|word| sql.contains(word))
 }
 
 /// Whether nobody can tell what it does.
@@ -28,6 +35,9 @@ pub fn values(sql: &str) -> Vec<Option<String>> {
 pub fn ending(random: &mut Random, known: &Known) -> String {
     if known.in_transaction {
         return random.pick(&["COMMIT", "ROLLBACK", "END", "ABORT"]).to_owned();
+    }
+    if known.sequences && random.chance(50) {
+        return "DISCARD SEQUENCES".to_owned();
     }
     let pins: Vec<&str> = known.pins.iter().map(String::as_str).collect();
     if known.doubtful || pins.is_empty() || random.chance(20) {
@@ -62,8 +72,7 @@ pub struct Maker<'a> {
     pub known: &'a Known,
     /// What it is busy with: about half of its statements are about that.
     pub topic: Topic,
-    /// Whether functions may do what their call does not tell.
-    pub hidden: bool,
+    pub rules: Rules,
 }
 
 impl Maker<'_> {
@@ -92,7 +101,9 @@ impl Maker<'_> {
             74..80 => self.own_table(),
             80..83 => self.block(),
             83..86 => self.random.pick(ERRORS).to_owned(),
-            86..89 if self.hidden => self.random.pick(HIDDEN).replace("serial0", &format!("serial{}", self.client)),
+            86..89 if self.rules.hidden() => {
+                self.random.pick(HIDDEN).replace("serial0", &format!("serial{}", self.client))
+            }
             _ => self.random.pick(PLAIN).to_owned(),
         }
     }
@@ -286,7 +297,7 @@ impl Maker<'_> {
     }
 
     fn prepared(&mut self) -> String {
-        let name = self.random.pick(&["p", "p", "\"P\"", "s1"]);
+        let name = self.random.pick(&["p", "p", "\"P\"", if self.rules.mixes_names { "s1" } else { "q" }]);
         let prepare = [
             "PREPARE @ AS SELECT '01/02/2024'::date",
             "PREPARE @ (int) AS SELECT $1 + 1",
@@ -318,8 +329,9 @@ impl Maker<'_> {
         match self.random.below(8) {
             0..3 => format!("SELECT nextval('{sequence}')"),
             3 => format!("SELECT setval('{sequence}', 100)"),
-            4..6 => format!("SELECT currval('{sequence}')"),
-            _ => "SELECT lastval()".to_owned(),
+            4..6 if self.rules.reads_sequences => format!("SELECT currval('{sequence}')"),
+            _ if self.rules.reads_sequences => "SELECT lastval()".to_owned(),
+            _ => "DISCARD SEQUENCES".to_owned(),
         }
     }
 
