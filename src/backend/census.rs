@@ -155,7 +155,10 @@ impl Backend {
                 continue;
             }
             match value.as_deref().map(text_of_hex) {
-                Some(Some(value)) if self.baseline.get(name) == Some(&value) => settings.remove(name),
+                // Who the session is, unless somebody has said so.
+                Some(Some(value)) if self.is_baseline(name, &value) && !doubt.parameters.contains(name) => {
+                    settings.remove(name);
+                }
                 // A custom parameter that was set and reset keeps its name and no value.
                 Some(Some(value)) if value.is_empty() && name.contains('.') => settings.remove(name),
                 Some(Some(value)) => settings.set(name, &value),
@@ -164,6 +167,13 @@ impl Backend {
             }
         }
         Ok(Census { settings, pins })
+    }
+}
+
+impl Backend {
+    /// Whether the login gave this value.
+    pub fn is_baseline(&self, name: &str, value: &str) -> bool {
+        self.baseline.get(name) == Some(value)
     }
 }
 

@@ -127,8 +127,10 @@ pub(super) enum ParseNote {
     Named(Box<[u8]>, StatementId),
     /// Too long to be remembered.
     Unshared(Box<[u8]>),
-    /// It will fail: the name is taken.
-    Taken,
+    /// It will fail: this name is taken.
+    Taken(Box<[u8]>),
+    /// The backend's own business.
+    Plain,
 }
 
 /// The client broke the protocol or one of our bounds; the session ends with this.
@@ -188,6 +190,8 @@ pub struct Flow {
     pub(super) retry: Retry,
     /// Statements that the client has prepared in what could be sent once more.
     pub(super) retry_names: Vec<Box<[u8]>>,
+    /// The name that the error in hand is about.
+    pub(super) taken: Option<Box<[u8]>>,
     /// The command tag for the message in hand.
     pub(super) retagged: Option<&'static str>,
     pub(super) expected: VecDeque<Expected>,
@@ -225,6 +229,7 @@ impl Flow {
             portals: Vec::new(),
             retry: Retry::No,
             retry_names: Vec::new(),
+            taken: None,
             retagged: None,
             expected: VecDeque::new(),
             status: TransactionStatus::Idle,

@@ -170,7 +170,7 @@ impl Flow {
             return Ok(());
         }
         match message.tag {
-            frontend::PARSE if self.plain => self.extended(Expected::Parse(ParseNote::Taken)),
+            frontend::PARSE if self.plain => self.extended(Expected::Parse(ParseNote::Plain)),
             frontend::BIND if self.plain => self.extended(Expected::Bind(None)),
             frontend::DESCRIBE if self.plain => self.extended(Expected::Describe(None)),
             frontend::CLOSE if self.plain => self.extended(Expected::Close),
@@ -228,7 +228,7 @@ impl Flow {
         }
         let resets = look.as_ref().map_or(&[][..], |look| &look.resets);
         if message.is_whole()
-            && let Some((restored, tags)) = self.state.restore(text, resets)
+            && let Some((restored, tags)) = self.state.restore(text, resets, self.status == TransactionStatus::Idle)
         {
             messages::framed(splice.insert(), frontend::QUERY, &[&restored, b"\0"]);
             return self.expected.push_back(Expected::Restored(tags));
@@ -307,7 +307,8 @@ impl Flow {
     fn bound(&mut self, portal: &[u8], look: Option<&Look>, tag: Option<&'static str>, rest: &[u8]) {
         self.portals.retain(|(name, _)| **name != *portal);
         self.portals.extend(tag.map(|tag| (portal.into(), tag)));
-        let text = cstr(rest).map_or(rest, |(text, _)| text);
+        // What stands for a reset advances nothing.
+        let text = if tag.is_none() { cstr(rest).map_or(rest, |(text, _)| text) } else { b"" };
         self.note(look, text);
     }
 
@@ -349,7 +350,7 @@ impl Flow {
             splice.pass(message.at, message.end);
             return Ok(());
         }
-        let (rest, tag, look) = look_into(rest, &self.state);
+        let (rest, tag, look) = look_into(rest, &self.state, self.status == TransactionStatus::Idle);
         self.forget_sequences(backend, look.as_deref(), splice);
         if name.is_empty() {
             let unnamed = self.mine.set_unnamed(&rest, tag, look);
@@ -363,7 +364,7 @@ impl Flow {
             return Ok(());
         }
         if self.is_unshared(name) {
-            self.extended(Expected::Parse(ParseNote::Taken));
+            self.extended(Expected::Parse(ParseNote::Taken(name.into())));
             splice.pass(message.at, message.end);
             return Ok(());
         }
@@ -372,7 +373,7 @@ impl Flow {
             let id = taken.id;
             self.ensure(backend, id, &taken.rest.clone(), splice);
             messages::parse(splice.insert(), id.server_name().as_bytes(), &rest);
-            self.extended(Expected::Parse(ParseNote::Taken));
+            self.extended(Expected::Parse(ParseNote::Taken(name.into())));
             return Ok(());
         }
         if self.mine.len() >= self.limits.max_prepared_per_client {
@@ -406,7 +407,7 @@ impl Flow {
         if name.is_empty() {
             backend.unnamed = Some(UnnamedOwner::SOMEBODY);
         } else if self.is_unshared(name) {
-            return self.extended(Expected::Parse(ParseNote::Taken));
+            return self.extended(Expected::Parse(ParseNote::Taken(name.into())));
         }
         self.unshared.push(name.into());
         self.extended(Expected::Parse(ParseNote::Unshared(name.into())));

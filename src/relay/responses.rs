@@ -106,12 +106,14 @@ impl Flow {
     }
 
     /// An error that speaks of a statement calls it as the client does; none where there is nothing to change.
-    fn with_own_names(&self, view: &[u8]) -> Option<Vec<u8>> {
+    fn with_own_names(&mut self, view: &[u8]) -> Option<Vec<u8>> {
+        let taken = self.taken.take();
         let mut found = memchr::memmem::find_iter(view, StatementId::PREFIX).peekable();
         found.peek()?;
         let (mut renamed, mut done) = (Vec::new(), 0);
         for at in found {
-            let name = StatementId::of_server_name(&view[at..]).and_then(|id| self.mine.name_of(id));
+            let name = StatementId::of_server_name(&view[at..])
+                .and_then(|id| taken.as_deref().or_else(|| self.mine.name_of(id)));
             if let Some(name) = name.filter(|_| at >= done) {
                 renamed.extend_from_slice(&view[done..at]);
                 renamed.extend_from_slice(name);
@@ -158,7 +160,7 @@ impl Flow {
                         Some(Some(*id))
                     }
                     ParseNote::Unnamed => Some(None),
-                    ParseNote::Unshared(_) | ParseNote::Taken => None,
+                    ParseNote::Unshared(_) | ParseNote::Taken(_) | ParseNote::Plain => None,
                 };
                 self.expected.pop_front();
                 if let Some(statement) = statement {
@@ -243,6 +245,10 @@ impl Flow {
     fn error(&mut self, backend: &mut BackendState, view: &[u8]) -> bool {
         let error = PgError::decode(view);
         let expired = self.expired(backend, &error, view);
+        self.taken = match self.expected.front() {
+            Some(Expected::Parse(ParseNote::Taken(name))) => Some(name.clone()),
+            _ => None,
+        };
         self.fatal |= error.severity == Severity::Fatal;
         if !expired {
             self.figures.errors.push(error.code);

@@ -19,8 +19,9 @@ pub struct SessionState {
     pub opaque: bool,
     /// What is known to be there without asking.
     pub certain: Pins,
-    /// What running a statement of SQL-level PREPARE may do.
+    /// What running a statement of SQL-level PREPARE may do, and which parameters it may set.
     prepared: Marks,
+    prepared_parameters: Vec<String>,
     /// The parameters that the client began with: RESET goes back to them.
     pub startup: Arc<Settings>,
     /// The parameters as the client was last told.
@@ -47,9 +48,12 @@ impl SessionState {
         let mut marks = look.marks;
         if marks.contains(Marks::PREPARED) {
             self.prepared |= marks;
+            self.prepared_parameters.extend(look.parameters.iter().cloned());
+            self.prepared_parameters.truncate(MAX_NAMES);
         }
         if marks.contains(Marks::EXECUTE) {
             marks |= self.prepared;
+            self.doubt.parameters.extend(self.prepared_parameters.iter().cloned());
         }
         self.doubt.all_parameters |= marks.intersects(Marks::PARAMETERS | Marks::OPAQUE) || !look.resets.is_empty();
         for name in &look.parameters {
@@ -122,13 +126,15 @@ impl SessionState {
     }
 
     /// The text with statements instead of those resets that would go back to the login's values, where the client's own
-    /// differ; none when there are none. Gives the command tags that the client expects for them.
-    pub fn restore(&self, text: &[u8], resets: &[Reset]) -> Option<(Vec<u8>, Tags)> {
+    /// differ; none when there are none. `idle`: no transaction is open. Gives the command tags that the client expects for them.
+    pub fn restore(&self, text: &[u8], resets: &[Reset], idle: bool) -> Option<(Vec<u8>, Tags)> {
         let mut tags = Tags::default();
         let mut restored = Vec::with_capacity(text.len());
         let mut done = 0;
         for reset in resets {
-            let Some(words) = self.words_for(reset) else { continue };
+            // Outside of a transaction SET LOCAL does nothing, with a warning of PostgreSQL's.
+            let in_vain = reset.local && idle && is_alone(text, reset);
+            let Some(words) = self.words_for(reset).filter(|_| !in_vain) else { continue };
             restored.extend_from_slice(&text[done..reset.range.start]);
             restored.extend_from_slice(words.as_bytes());
             done = reset.range.end;
@@ -162,10 +168,15 @@ impl SessionState {
         };
         let mut quote = "$pgt$".to_owned();
         while body.contains(&quote) {
-            quote.insert_str(1, "x");
+            quote.insert(1, 'x');
         }
         Some(format!("DO {quote}BEGIN {body} END{quote}"))
     }
+}
+
+/// Whether the text has nothing else.
+fn is_alone(text: &[u8], reset: &Reset) -> bool {
+    reset.statement == 0 && text[reset.range.end..].iter().all(|byte| byte.is_ascii_whitespace() || *byte == b';')
 }
 
 /// Command tags of statements that stand for others: which statement of the text, and its tag.
@@ -216,21 +227,21 @@ mod tests {
             reset(text, "RESET work_mem", 2, Some("work_mem")),
             reset(text, "RESET ALL", 3, None),
         ];
-        let (restored, mut tags) = state.restore(text.as_bytes(), &resets).unwrap();
+        let (restored, mut tags) = state.restore(text.as_bytes(), &resets, true).unwrap();
         let call = "PERFORM pg_catalog.set_config(E'timezone',E'UTC',false);";
         let expected =
             format!("SELECT 1; DO $pgt$BEGIN {call} END$pgt$; RESET work_mem; DO $pgt$BEGIN RESET ALL;{call} END$pgt$");
         assert_eq!(String::from_utf8(restored).unwrap(), expected);
         let told: Vec<_> = (0..4).map(|_| tags.completed()).collect();
         assert_eq!(told, [None, Some("RESET"), None, Some("RESET")]);
-        assert_eq!(state.restore(text.as_bytes(), &resets[1..2]), None);
+        assert_eq!(state.restore(text.as_bytes(), &resets[1..2], true), None);
     }
 
     #[test]
     fn a_value_cannot_end_the_block() {
         let state = state(&[("my.var", "$pgt$; DROP TABLE x")]);
         let text = "RESET my.var";
-        let (restored, _) = state.restore(text.as_bytes(), &[reset(text, text, 0, Some("my.var"))]).unwrap();
+        let (restored, _) = state.restore(text.as_bytes(), &[reset(text, text, 0, Some("my.var"))], true).unwrap();
         assert!(String::from_utf8(restored).unwrap().ends_with("END$xpgt$"));
     }
 

@@ -11,11 +11,15 @@ use crate::wire::cstr;
 
 /// What a Parse's payload after the name says: the same with the client's own values for resets where there are any, the
 /// command tag that the client expects then, and what running it may do.
-pub fn look_into<'a>(rest: &'a [u8], state: &SessionState) -> (Cow<'a, [u8]>, Option<&'static str>, Option<Box<Look>>) {
+pub fn look_into<'a>(
+    rest: &'a [u8],
+    state: &SessionState,
+    idle: bool,
+) -> (Cow<'a, [u8]>, Option<&'static str>, Option<Box<Look>>) {
     let (text, types) = cstr(rest).unwrap_or((rest, b""));
     let look = sql::look(text, state.standard_strings());
     let resets = look.as_ref().map_or(&[][..], |look| &look.resets);
-    match state.restore(text, resets) {
+    match state.restore(text, resets, idle) {
         Some((restored, tags)) => ([&restored, &b"\0"[..], types].concat().into(), tags.first(), look),
         None => (rest.into(), None, look),
     }

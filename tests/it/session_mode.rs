@@ -617,10 +617,12 @@ async fn a_killed_backend_ends_the_connection_without_a_word_of_ours() {
         assert_eq!(unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) }, 0);
         let words = tags(&last_words(&mut wire).await);
         assert!(!words.contains(['E', 'N']), "{request:?}: {words}");
-        // PostgreSQL then restarts all others, with a word to each.
-        let words = bystanders.die_alike().await;
-        assert_eq!(tags(&words), "N");
-        assert_eq!(words[0].error().sqlstate(), "57P02");
+        // PostgreSQL then restarts all others, with a word to each; now and then one is gone before it is said.
+        for bystander in [&mut bystanders.ours, &mut bystanders.direct] {
+            let words = last_words(bystander).await;
+            assert!(words.len() <= 1, "{words:?}");
+            assert!(words.iter().all(|word| word.tag == b'N' && word.error().sqlstate() == "57P02"), "{words:?}");
+        }
         eventually!(greeted(&stage, stage.proxy.address(), "app.acme", &[]).await.key.is_some());
         eventually!(stage.postgres.sql("app", "SELECT 1").await.is_ok());
     }

@@ -100,13 +100,18 @@ impl Serving<'_> {
 
     /// The client has the parameters that were found; and those that it began with, where something has put them back to
     /// the login's.
-    fn take_over(&mut self, backend: &mut Backend, found: Settings, doubt: &Doubt) {
+    fn take_over(&mut self, backend: &mut Backend, mut found: Settings, doubt: &Doubt) {
         let pool = &self.session.pool;
         let state = &mut self.flow.state;
         backend.state.parameters = pool.share_parameters(&backend.state.parameters);
         state.told = backend.state.parameters.clone();
         if doubt.parameters.is_empty() && !doubt.all_parameters {
             return;
+        }
+        for name in ["role", "session_authorization"].into_iter().filter(|name| state.startup.get(name).is_none()) {
+            if found.get(name).is_some_and(|value| backend.is_baseline(name, value)) {
+                found.remove(name);
+            }
         }
         backend.in_force = pool.share_settings(&Arc::new(found));
         let mut wanted = (*backend.in_force).clone();
