@@ -91,6 +91,8 @@ pub struct Known {
     pub statements: BTreeMap<String, String>,
     /// Names of those that may pin when they run.
     risky: BTreeSet<String>,
+    /// Names of those that may advance a sequence.
+    advancing: BTreeSet<String>,
 }
 
 impl Known {
@@ -107,7 +109,10 @@ impl Known {
                     if statements::may_pin(sql) {
                         self.risky.insert(name.clone());
                     }
-                    self.sequences |= statements::may_advance(sql);
+                    if statements::may_advance(sql) {
+                        self.sequences = true;
+                        self.advancing.insert(name.clone());
+                    }
                     if !name.is_empty() {
                         self.statements.entry(name.clone()).or_insert_with(|| sql.clone());
                     }
@@ -116,8 +121,11 @@ impl Known {
                 Frame::CloseStatement(name) => drop(self.statements.remove(name)),
                 _ => {}
             }
-            let runs_risky = matches!(frame, Frame::Bind { name, .. } if self.risky.contains(name));
-            self.suspected |= runs_risky || matches!(frame, Frame::Query(sql) if statements::may_pin(sql));
+            if let Frame::Bind { name, .. } = frame {
+                self.suspected |= self.risky.contains(name);
+                self.sequences |= self.advancing.contains(name);
+            }
+            self.suspected |= matches!(frame, Frame::Query(sql) if statements::may_pin(sql));
             self.doubtful |= matches!(frame, Frame::Call { .. }) || frame.sql().is_some_and(statements::is_doubtful);
         }
         for tag in answers.iter().filter(|message| message.tag == b'C').map(|message| &message.payload[..]) {
