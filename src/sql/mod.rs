@@ -27,6 +27,9 @@ pub struct Look {
     pub parameters: Vec<String>,
     /// Statements that go back to a parameter's default, in the order of the text.
     pub resets: Vec<Reset>,
+    /// What LISTEN and UNLISTEN name, in the order of the text; none stands for all channels. Ones that we cannot read
+    /// stand for a channel without a name.
+    pub channels: Vec<Option<String>>,
     /// The text is exactly one statement, and it is one of these.
     pub alone: Option<Alone>,
 }

@@ -282,6 +282,10 @@ impl<'a> Scan<'a> {
 
     fn listen(&mut self) {
         self.look.marks |= Marks::LISTEN;
+        if self.look.channels.len() < MAX_LISTED {
+            let all = self.head.is(0, b"unlisten") && self.head.is_sign(1, b'*');
+            self.look.channels.push((!all).then(|| self.head.name(1).unwrap_or_default()));
+        }
         if self.head.ends_at(2) {
             let unlisten = self.head.is(0, b"unlisten");
             self.look.alone = match self.head.name(1) {

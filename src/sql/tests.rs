@@ -448,3 +448,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn channels_are_listed_in_the_order_of_the_text() {
+    let channels = |sql: &str| -> Vec<String> {
+        let look = look(sql.as_bytes(), true).unwrap_or_default();
+        look.channels.into_iter().map(|channel| channel.unwrap_or_else(|| "*".into())).collect()
+    };
+    assert_eq!(channels("LISTEN a; SELECT 1; UNLISTEN \"B\"; BEGIN; UNLISTEN *;"), ["a", "B", "*"]);
+    assert_eq!(channels("LISTEN a"), ["a"]);
+    assert_eq!(channels("LISTEN U&\"a\"; SELECT 'LISTEN b'"), [""], "one that we cannot read");
+}
