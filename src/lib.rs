@@ -31,6 +31,7 @@ pub mod auth;
 pub mod tenant;
 pub mod backend;
 pub mod pool;
+pub mod listen;
 
 // One client and one backend.
 pub mod relay;

@@ -124,7 +124,10 @@ impl Backend {
     }
 
     /// Runs a command of ours, outside of any exchange.
-    async fn command(&mut self, sql: &str) -> Result<(), CommandError> {
+    ///
+    /// # Errors
+    /// The backend is gone, or refuses it.
+    pub async fn command(&mut self, sql: &str) -> Result<(), CommandError> {
         self.rows(sql).await.map(drop)
     }
 

@@ -3,7 +3,7 @@
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::labels::{ConnectResult, Label, Pin};
-use super::{counter_vec, gauge_vec, histogram_vec};
+use super::{Held, counter_vec, gauge_vec, histogram_vec};
 
 /// One instance's series; cheap to add to, shared by all pools of the instance.
 #[derive(Debug)]
@@ -20,9 +20,23 @@ pub struct InstanceMetrics {
     identity_mismatches: IntCounter,
     pins: Vec<IntGauge>,
     pins_begun: Vec<IntCounter>,
+    listeners: IntGauge,
+    listen_backends: IntGauge,
 }
 
 impl InstanceMetrics {
+    /// Counts a client that listens on a shared backend, until the returned value is dropped.
+    #[must_use = "the client is counted only while this lives"]
+    pub fn listens(&self) -> Held {
+        Held::new(&self.listeners)
+    }
+
+    /// Counts a backend that listens for many clients, until the returned value is dropped.
+    #[must_use = "the backend is counted only while this lives"]
+    pub fn listens_with_a_backend(&self) -> Held {
+        Held::new(&self.listen_backends)
+    }
+
     /// Counts a client that begins (1) or ceases (-1) to keep its backend for this reason.
     pub fn pinned(&self, reason: Pin, change: i64) {
         if change > 0 {
@@ -51,6 +65,8 @@ pub(super) struct Families {
     identity_mismatches: IntCounterVec,
     pins: IntGaugeVec,
     pins_begun: IntCounterVec,
+    listeners: IntGaugeVec,
+    listen_backends: IntGaugeVec,
 }
 
 /// Upper bounds in seconds. A query through a proxy on a local network takes about 200 µs.
@@ -91,6 +107,13 @@ impl Families {
                 "Times a client began to keep a backend in transaction mode, by what it had on it.",
                 &["instance_name", "reason"],
             ),
+            listeners: gauge_vec(registry, "pgtenant_listeners", "Clients that listen on a shared backend.", instance),
+            listen_backends: gauge_vec(
+                registry,
+                "pgtenant_listen_backends",
+                "Backends that listen for all clients of a database.",
+                instance,
+            ),
         }
     }
 
@@ -107,6 +130,8 @@ impl Families {
             identity_mismatches: self.identity_mismatches.with_label_values(&[name]),
             pins: Pin::ALL.iter().map(|pin| self.pins.with_label_values(&[name, pin.text()])).collect(),
             pins_begun: Pin::ALL.iter().map(|pin| self.pins_begun.with_label_values(&[name, pin.text()])).collect(),
+            listeners: self.listeners.with_label_values(&[name]),
+            listen_backends: self.listen_backends.with_label_values(&[name]),
         }
     }
 
@@ -122,6 +147,9 @@ impl Families {
         for pin in Pin::ALL {
             let _ = self.pins.remove_label_values(&[name, pin.text()]);
             let _ = self.pins_begun.remove_label_values(&[name, pin.text()]);
+        }
+        for family in [&self.listeners, &self.listen_backends] {
+            let _ = family.remove_label_values(&[name]);
         }
         let _ = self.identity_mismatches.remove_label_values(&[name]);
     }

@@ -369,6 +369,11 @@ impl Pool {
         &self.instance.metrics
     }
 
+    /// Where its backends live.
+    pub fn home(&self) -> &Handle {
+        &self.home
+    }
+
     fn target(&self) -> Option<Target> {
         let login = self.shared.login.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         Some(Target {

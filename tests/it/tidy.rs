@@ -18,6 +18,7 @@ const ORDER: &[&str] = &[
     "tenant",
     "backend",
     "pool",
+    "listen",
     "quota",
     "relay",
     "sessions",
