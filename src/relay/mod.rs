@@ -1,6 +1,7 @@
 //! Bytes from client to backend and back: the pure halves, and the loop that joins them to two sockets.
 
 mod alone;
+mod channels;
 mod flow;
 mod in_flight;
 mod requests;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+pub use channels::{ChannelChange, ListenRequest};
 pub use flow::{ClientFault, Figures, Flow, FlowLimits, TransactionStatus};
 pub use requests::QUERY_BOUND;
 pub use splice::Splice;
@@ -118,13 +120,14 @@ impl<'a> Exchange<'a> {
     }
 
     /// Relays until the backend is free, the session ends, or something breaks. `interrupted` is asked before every wait
-    /// and has to see to it that the task is woken when its answer changes. It may take what was counted so far.
+    /// and has to see to it that the task is woken when its answer changes. It may take what was counted so far, and tell
+    /// the client something while it is at rest.
     ///
     /// # Errors
     /// See [`Broken`]; afterwards the backend must be closed unless the flow is at rest.
     pub async fn run(
         &mut self,
-        mut interrupted: impl FnMut(&mut Context<'_>, &mut Flow, &mut Moved) -> bool,
+        mut interrupted: impl FnMut(&mut Context<'_>, &mut Flow, &mut Moved, &mut Endpoint) -> bool,
     ) -> Result<Outcome, Broken> {
         let mut terminated = false;
         let mut begun = false;
@@ -148,7 +151,7 @@ impl<'a> Exchange<'a> {
                 if !terminated && let Step::Progress = self.requests(cx, &mut terminated)? {
                     continue;
                 }
-                if interrupted(cx, self.flow, &mut self.moved) {
+                if interrupted(cx, self.flow, &mut self.moved, self.client) {
                     return Poll::Ready(Ok(Outcome::Interrupted));
                 }
                 return Poll::Pending;

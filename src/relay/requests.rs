@@ -417,7 +417,7 @@ impl Flow {
         self.unshared.iter().any(|unshared| **unshared == *name)
     }
 
-    fn forget_unnamed(&mut self) {
+    pub(super) fn forget_unnamed(&mut self) {
         self.mine.forget_unnamed();
         self.unshared.retain(|unshared| !unshared.is_empty());
     }

@@ -208,6 +208,7 @@ impl Flow {
 
     fn command_complete(&mut self, backend: &mut BackendState, view: &[u8]) {
         let command = view.strip_suffix(b"\0").unwrap_or(view);
+        self.state.channels.completed(command);
         match command {
             b"DISCARD ALL" | b"DEALLOCATE ALL" => {
                 self.mine.clear();
@@ -256,6 +257,7 @@ impl Flow {
         // What was to be set may have its old value, which is not the client's own doing.
         self.state.doubt.all_parameters |= !self.state.doubt.parameters.is_empty();
         self.copy_in = false;
+        self.state.channels.failed();
         if self.expected.front().is_some_and(Expected::ends_with_ready) {
             return true;
         }
@@ -329,6 +331,7 @@ impl Flow {
             self.mine.at_rest();
         }
         if self.status == TransactionStatus::Idle {
+            self.state.channels.settled();
             self.figures.transactions += 1;
             if std::mem::take(&mut self.state.changed_schema) {
                 self.shared.schema_changed();

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::channels::OwnChannels;
 use crate::backend::{Doubt, Parameters, Pins, Settings, set_config};
 use crate::metrics::Pin;
 use crate::sql::{Look, Marks, Reset};
@@ -34,6 +35,8 @@ pub struct SessionState {
     pub changed_schema: bool,
     /// Counts what makes this session's statements differ from those of the same text before.
     own: u64,
+    /// What it does there to channels that it listens to on a shared one.
+    pub channels: OwnChannels,
 }
 
 impl SessionState {
@@ -45,6 +48,7 @@ impl SessionState {
 
     /// Notes what a request may do.
     pub fn note(&mut self, look: &Look) {
+        self.channels.asked(look);
         let mut marks = look.marks;
         if marks.contains(Marks::PREPARED) {
             self.prepared |= marks;

@@ -20,6 +20,7 @@ pub use reject::{too_many_clients, turn_away};
 use crate::auth::{Backoff, Mock};
 use crate::config::Config;
 use crate::drain::Drain;
+use crate::listen::Hubs;
 use crate::metrics::{CancelResult, Held, Metrics};
 use crate::net::ServerTls;
 use crate::net::stream::{DetachedSocket, MessageStream, Socket};
@@ -36,6 +37,8 @@ pub struct Context {
     pub config: ArcSwap<Config>,
     pub registry: Registry,
     pub pools: Pools,
+    /// Who listens for many clients.
+    pub hubs: Arc<Hubs>,
     pub verifiers: Verifiers,
     pub backoff: Backoff,
     /// None where TLS is switched off.

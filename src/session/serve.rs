@@ -1,6 +1,7 @@
 //! Step 6: wait for a request, check out a backend, relay until the transaction is over, release; until the end.
 
 mod begun;
+mod listens;
 mod refuse;
 mod settle;
 
@@ -11,12 +12,14 @@ use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Instant;
 
 use begun::Begun;
+use listens::tell_notifications;
 use settle::Pinned;
 
 use super::welcome::{Welcomed, always_reset};
 use super::{Client, Context, Peer};
 use crate::backend::CommandError;
 use crate::config::PoolMode;
+use crate::listen::Listener;
 use crate::metrics::{ErrorSource, Pin, ProtocolViolation};
 use crate::net::Endpoint;
 use crate::pool::{Checkout, CheckoutError};
@@ -54,6 +57,8 @@ struct Serving<'a> {
     begun: Begun,
     /// Why the session keeps its backend in transaction mode.
     pinned: Option<Pinned>,
+    /// What it hears through a backend that it shares.
+    listener: Option<Listener>,
 }
 
 /// Figures for the log line.
@@ -83,9 +88,18 @@ pub(super) async fn requests(client: Client, session: Welcomed, begun: Instant, 
     session.tenant.stats.clients.fetch_add(1, Ordering::Relaxed);
     let tls = stream.is_tls();
     let client = Endpoint::new(stream, received.to_vec());
-    let mut serving =
-        Serving { client, flow, session, context, total: Total::default(), begun: Begun::No, pinned: None };
+    let mut serving = Serving {
+        client,
+        flow,
+        session,
+        context,
+        total: Total::default(),
+        begun: Begun::No,
+        pinned: None,
+        listener: None,
+    };
     let end = serving.run().await;
+    serving.listener = None;
     serving.close(&end).await;
     serving.session.tenant.stats.clients.fetch_sub(1, Ordering::Relaxed);
     serving.log(peer, tls, begun, &end);
@@ -100,7 +114,12 @@ impl Serving<'_> {
             if touches_a_database(self.client.received()) {
                 self.context.pools.empty(&self.session.tenant).await;
             }
-            let checkout = match self.backend().await {
+            let checkout = match self.listens().await {
+                Ok(true) => continue,
+                Ok(false) => self.backend().await,
+                Err(error) => Err(error),
+            };
+            let checkout = match checkout {
                 Ok(checkout) => checkout,
                 Err(NoBackend::Refused(error)) => match self.refuse(error).await {
                     Ok(()) => continue,
@@ -120,7 +139,7 @@ impl Serving<'_> {
             return Ok(());
         }
         let late = self.begins_late();
-        let Serving { client, session, context, flow, begun, .. } = self;
+        let Serving { client, session, context, flow, begun, listener, .. } = self;
         let max = context.config.load().limits.max_message as usize;
         poll_fn(|cx| {
             loop {
@@ -129,6 +148,7 @@ impl Serving<'_> {
                 {
                     return Poll::Ready(Err(End::ClientGone));
                 }
+                tell_notifications(listener.as_ref(), flow, client, cx)?;
                 let takes_its_answers = client.unsent() <= MAX_UNSENT;
                 match first_request(client.received(), max, flow) {
                     Err(end) => return Poll::Ready(Err(end)),
@@ -221,7 +241,7 @@ impl Serving<'_> {
 
     /// One exchange, and what becomes of its backend.
     async fn relay(&mut self, mut checkout: Checkout) -> Result<(), End> {
-        let Serving { client, flow, session, context, total, pinned, .. } = self;
+        let Serving { client, flow, session, context, total, pinned, listener, .. } = self;
         let begun = Instant::now();
         let metrics = session.pool.metrics();
         checkout.busy();
@@ -229,9 +249,10 @@ impl Serving<'_> {
         let cancel = checkout.cancel.clone();
         let mut ahead = flow.is_ahead();
         let mut too_long = pinned.as_ref().and_then(|pinned| pin_deadline(session, pinned));
+        let mut missed = None;
         let mut exchange = Exchange::new(client, &mut checkout, flow, session.mode, metrics);
         let result = exchange
-            .run(|cx, flow, moved| {
+            .run(|cx, flow, moved, client| {
                 if ahead && !flow.is_ahead() {
                     ahead = false;
                     registration.runs_on(&cancel);
@@ -245,7 +266,10 @@ impl Serving<'_> {
                 if flow.at_rest() {
                     total.add(flow, std::mem::take(moved), session, context);
                 }
-                interrupted(registration.poll_ordered(cx), flow)
+                if let Err(end) = tell_notifications(listener.as_ref(), flow, client, cx) {
+                    missed = Some(end);
+                }
+                missed.is_some() || interrupted(registration.poll_ordered(cx), flow)
             })
             .await;
         let moved = exchange.moved;
@@ -257,6 +281,7 @@ impl Serving<'_> {
             Ok(Outcome::Free) => {
                 self.session.registration.runs_nothing().await;
                 checkout.at_rest();
+                self.unlisten_own();
                 self.settle(checkout).await
             }
             Ok(Outcome::Terminated) => {
@@ -273,7 +298,7 @@ impl Serving<'_> {
             }
             Ok(Outcome::Interrupted) => {
                 self.leave(checkout).await;
-                Err(End::Told(self.farewell()))
+                Err(missed.unwrap_or_else(|| End::Told(self.farewell())))
             }
             Err(Broken::Client(_)) => {
                 self.leave(checkout).await;

@@ -16,6 +16,7 @@ mod failures;
 mod harness;
 mod isolation;
 mod leak_hunter;
+mod listen;
 mod login;
 mod main_job;
 mod metrics;
