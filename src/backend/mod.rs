@@ -109,6 +109,7 @@ impl Backend {
     pub async fn reset(&mut self) -> Result<(), CommandError> {
         self.command("DISCARD ALL").await?;
         self.state.discarded();
+        self.notifications = Vec::new();
         self.in_force = Arc::default();
         Ok(())
     }
