@@ -147,7 +147,7 @@ impl Flow {
         self.count(1, 1);
         if let Some((from, to)) = request.parse {
             self.forget_unnamed();
-            let (rest, tag, look) = look_into(&input[from..to], &self.state);
+            let (rest, tag, look) = look_into(&input[from..to], &self.state, true);
             self.mine.set_unnamed(&rest, tag, look);
         } else if request.simple {
             self.forget_unnamed();

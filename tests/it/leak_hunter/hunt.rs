@@ -146,6 +146,7 @@ pub struct Hunt<'a> {
     pub known: Vec<Known>,
     holder: Option<Wire>,
     pub holds: bool,
+    listener: Option<Wire>,
     proxy: Option<Proxy>,
     pub tally: Tally,
 }
@@ -182,14 +183,23 @@ impl fmt::Display for Tally {
 impl<'a> Hunt<'a> {
     pub async fn begin(ground: &'a Ground, rules: Rules, clients: &[Newcomer]) -> Result<Hunt<'a>, Difference> {
         ground.clean().await;
-        let (proxy, place) = ground.tenant(rules.way, rules.backends).await;
+        // One more where clients share one to listen with, which somebody keeps busy all the time.
+        let shares = matches!(rules.way, Way::Transaction { .. });
+        let (proxy, place) = ground.tenant(rules.way, rules.backends + usize::from(shares)).await;
         let places = [place, ground.twin()];
+        let mut listener = None;
+        if shares {
+            let mut wire = places[0].connect("app", &[]).await.expect("the right password");
+            wire.query("LISTEN nobody").await.expect("a backend is free");
+            listener = Some(wire);
+        }
         let (mut pairs, mut known) = (Vec::new(), Vec::new());
         for Newcomer { role, parameters, .. } in clients {
             pairs.push(Pair::connect(&places, role, parameters).await?);
             known.push(Known::default());
         }
-        Ok(Hunt { ground, rules, places, pairs, known, holder: None, holds: false, proxy, tally: Tally::default() })
+        let tally = Tally::default();
+        Ok(Hunt { ground, rules, places, pairs, known, holder: None, holds: false, listener, proxy, tally })
     }
 
     /// How many backends are free for those who hold none.
@@ -232,7 +242,12 @@ impl<'a> Hunt<'a> {
     }
 
     async fn view(&mut self, client: usize) -> Result<(), Difference> {
-        let answers = self.pairs[client].say(&[Frame::query("SELECT pin, what, value FROM hunt.view()")]).await?;
+        let look = [Frame::query("SELECT pin, what, value FROM hunt.view()")];
+        let answers = match self.rules.way {
+            // What the proxy listens to for a client shows in what it hears.
+            Way::Transaction { .. } => self.pairs[client].say_but(&look, "DataRow [\"t\", \"listens\"").await?,
+            _ => self.pairs[client].say(&look).await?,
+        };
         let known = &mut self.known[client];
         if !known.failed {
             let rows = answers.iter().filter(|message| message.tag == b'D').map(Message::row);
@@ -280,7 +295,7 @@ impl<'a> Hunt<'a> {
         for pair in self.pairs {
             pair.leave(true).await;
         }
-        drop(self.holder);
+        drop((self.holder, self.listener));
         if let Some(proxy) = self.proxy {
             proxy.drain(async {}).await;
         }
