@@ -72,6 +72,22 @@ fn file_names_say_something() {
     report(paths.filter(|path| vague(path)).map(|path| format!("{}: a vague name", path.display())));
 }
 
+/// The last column of docs/POOLING.md's table names modules of this test binary, or `module::test`.
+#[test]
+fn the_tests_that_pooling_is_proved_by_exist() {
+    let page = fs::read_to_string(root().join("docs/POOLING.md")).expect("docs/POOLING.md");
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---")).skip(1);
+    let mut named = 0;
+    for name in rows.filter_map(|row| row.split('|').nth(4)).flat_map(|cell| cell.split('`').skip(1).step_by(2)) {
+        let (module, test) = name.split_once("::").unwrap_or((name, ""));
+        let folder = if module == "sql" { "src/sql/tests.rs".into() } else { format!("tests/it/{module}.rs") };
+        let text = fs::read_to_string(root().join(folder)).unwrap_or_else(|_| panic!("{name}: no such tests"));
+        assert!(test.is_empty() || text.contains(&format!("fn {test}(")), "{name}: no such test");
+        named += 1;
+    }
+    assert!(named > 20, "{named} tests are named");
+}
+
 #[test]
 fn lib_lists_the_modules_in_order() {
     let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
