@@ -15,18 +15,21 @@ SCENARIOS = {
     "tpcb-like": (["-M", "simple"], False),
     "connect": (["-S", "-M", "simple", "-C"], False),
     "select-tls": (["-S", "-M", "simple"], True),
+    "select-parameters": (["-S", "-M", "simple"], False),
 }
+# What a client of this scenario asks for at its login.
+PARAMETERS = {"select-parameters": "-c TimeZone=Asia/Tokyo -c work_mem=5MB -c statement_timeout=30s"}
 # Every transaction's time in the log would cost pgbench more than the proxy costs: one in ten is written.
 SAMPLED = 0.1
 
 
-def environment(target, encrypted):
+def environment(target, encrypted, parameters=""):
     """libpq's variables for one target; nothing of the caller's own remains."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     kept.update(PGHOST="127.0.0.1", PGPORT=str(target.port), PGUSER=ROLE, PGPASSWORD=PASSWORD, PGDATABASE=DATABASE,
                 PGSSLMODE="require" if encrypted else "disable", PGGSSENCMODE="disable", PGCONNECT_TIMEOUT="10")
-    if target.name == "pgtenant":
-        kept["PGOPTIONS"] = "-c tenant=bench"
+    route = "-c tenant=bench" if target.name == "pgtenant" else ""
+    kept["PGOPTIONS"] = f"{route} {parameters}".strip()
     return kept
 
 
@@ -61,7 +64,7 @@ def pgbench(programs, target, scenario, clients, threads, seconds, more):
     arguments, encrypted = SCENARIOS[scenario]
     command = [f"{programs}/pgbench", "-n", "-c", str(clients), "-j", str(threads), "-T", str(seconds), *arguments,
                *more]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(target, encrypted),
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(target, encrypted, PARAMETERS.get(scenario, "")),
                           timeout=seconds + 60)
     if done.returncode != 0:
         raise SystemExit(f"bench-load: pgbench failed ({scenario}, {target.name}):\n{done.stderr[-2000:]}")

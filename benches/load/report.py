@@ -7,7 +7,7 @@ from statistics import median
 
 FIGURES = ("tps", "mean_ms", "p50_ms", "p99_ms", "cpu_us")
 COLUMNS = ("scenario", "target", "tps", "mean ms", "p50 ms", "p99 ms", "CPU µs/tx", "tps ÷ PgBouncer",
-           "CPU ÷ PgBouncer", "tps ÷ direct", "failed")
+           "CPU ÷ PgBouncer", "tps ÷ direct", "CPU ÷ before", "failed")
 
 
 def medians(rounds):
@@ -36,6 +36,7 @@ def summarize(results):
             row.update(medians(rounds) if rounds else dict.fromkeys((*FIGURES, "failed")))
             row["tps_to_pgbouncer"] = ratio(rounds, targets.get("pgbouncer"), "tps")
             row["cpu_to_pgbouncer"] = ratio(rounds, targets.get("pgbouncer"), "cpu_us")
+            row["cpu_to_before"] = ratio(rounds, targets.get("before"), "cpu_us")
             row["tps_to_direct"] = ratio(rounds, targets.get("direct"), "tps")
             rows.append(row)
     return rows
@@ -47,7 +48,8 @@ def cells(row):
 
     return (row["scenario"], row["target"], shown(row["tps"], 0), shown(row["mean_ms"], 2), shown(row["p50_ms"], 2),
             shown(row["p99_ms"], 2), shown(row["cpu_us"], 1), shown(row["tps_to_pgbouncer"], 2),
-            shown(row["cpu_to_pgbouncer"], 2), shown(row["tps_to_direct"], 2), shown(row["failed"], 0))
+            shown(row["cpu_to_pgbouncer"], 2), shown(row["tps_to_direct"], 2), shown(row["cpu_to_before"], 2),
+            shown(row["failed"], 0))
 
 
 def markdown(rows, about):

@@ -18,7 +18,7 @@ import servers
 
 # The optional ones (`connect`, `select-tls`) are named with --scenarios.
 USUAL = ["select-simple", "select-extended", "select-prepared", "tpcb-like"]
-TARGETS = ["direct", "pgbouncer", "pgtenant"]
+TARGETS = ["direct", "pgbouncer", "before", "pgtenant"]
 
 
 def options():
@@ -32,6 +32,7 @@ def options():
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--pgtenant", default="target/release/pgtenant", help="the program to measure")
+    parser.add_argument("--before", help="another build of it, measured beside")
     parser.add_argument("--seconds", type=int, default=5, help="length of one run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=32)
@@ -44,6 +45,8 @@ def options():
     parser.add_argument("--no-log", action="store_true", help="no percentiles: pgbench writes no transaction times")
     parser.add_argument("--out", default="target/bench-load", help="folder for load.json and load.md")
     chosen = parser.parse_args()
+    if chosen.before is None:
+        chosen.targets = [target for target in chosen.targets if target != "before"]
     if chosen.threads > chosen.clients:
         parser.error("more threads than clients")
     if "pgtenant" in chosen.targets and not os.access(chosen.pgtenant, os.X_OK):
@@ -62,16 +65,18 @@ def start(chosen, programs, folder, running):
     targets = {"direct": postgres}
     if "pgbouncer" in chosen.targets:
         targets["pgbouncer"] = servers.start_pgbouncer(folder, postgres, verifier, chosen.backends, tls, running)
-    if "pgtenant" in chosen.targets:
-        program = os.path.realpath(chosen.pgtenant)
-        targets["pgtenant"] = servers.start_pgtenant(
-            program, folder, postgres, verifier, chosen.backends, tls, running)
+    for target in ("before", "pgtenant"):
+        if target in chosen.targets:
+            program, own = os.path.realpath(getattr(chosen, target)), os.path.join(folder, target)
+            os.mkdir(own)
+            targets[target] = servers.start_pgtenant(program, own, postgres, verifier, chosen.backends, tls, running)
     return {name: targets[name] for name in chosen.targets}
 
 
 def cannot(target, scenario):
-    """PgBouncer keeps protocol-level prepared statements apart only from 1.21 on."""
-    return target == "pgbouncer" and scenario == "select-prepared" and servers.pgbouncer_version() < (1, 21)
+    """PgBouncer keeps protocol-level prepared statements apart only from 1.21 on, and takes no parameters at login."""
+    prepared = scenario == "select-prepared" and servers.pgbouncer_version() < (1, 21)
+    return target == "pgbouncer" and (prepared or scenario in measure.PARAMETERS)
 
 
 def rounds(chosen, programs, targets, logs):

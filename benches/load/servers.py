@@ -78,7 +78,7 @@ def start_pgbouncer(folder, postgres, verifier, backends, tls, running):
 
 def start_pgtenant(program, folder, postgres, verifier, backends, tls, running):
     port = free_port()
-    encrypted = 'mode = "preferred"\ncertificates = "certs"' if tls else 'mode = "off"'
+    encrypted = f'mode = "preferred"\ncertificates = "{os.path.dirname(tls[0])}"' if tls else 'mode = "off"'
     files = {
         "proxy.toml": f'''tenants_dir = "tenants.d"
 

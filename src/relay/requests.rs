@@ -218,11 +218,11 @@ impl Flow {
         if let Some(tag) = look.as_ref().and_then(|look| self.deallocate(look)) {
             return self.expected.push_back(Expected::KnownQuery(tag));
         }
-        self.forget_sequences(backend, look.as_deref(), splice);
+        self.forget_others(backend, look.as_deref(), text, splice);
         // A simple query drops the unnamed statement.
         self.forget_unnamed();
         backend.unnamed = None;
-        self.note(look.as_deref(), text);
+        self.note(backend, look.as_deref(), text);
         if !message.is_whole() {
             self.state.note_opaque();
         }
@@ -237,14 +237,27 @@ impl Flow {
         splice.pass(message.at, message.end);
     }
 
-    /// What other sessions have done to sequences on this backend is forgotten before this one asks, if it is the first
-    /// thing in its transaction: later on, that would be its own doing, too.
-    fn forget_sequences(&mut self, backend: &mut BackendState, look: Option<&Look>, splice: &mut Splice<'_>) {
-        let asks = look.is_some_and(|look| look.marks.contains(Marks::SEQUENCE_READ));
-        if asks && backend.sequences_of_others && self.is_free() {
+    /// What other sessions have left to be seen on this backend goes before this one looks, or adds to it: what they have
+    /// done to sequences, and their statements. Only as the first thing in a transaction: later on that would be its own
+    /// doing, too.
+    fn forget_others(&mut self, backend: &mut BackendState, look: Option<&Look>, text: &[u8], splice: &mut Splice<'_>) {
+        if !self.is_free() {
+            return;
+        }
+        let looks_at = |mark| look.is_some_and(|look| look.marks.contains(mark));
+        if backend.sequences_of_others && (looks_at(Marks::SEQUENCE_READ) || self.counts_advance(text)) {
             backend.sequences_of_others = false;
             self.ours(backend, "DISCARD SEQUENCES", Expected::Ahead, splice);
         }
+        if looks_at(Marks::STATEMENTS) && !self.state.held {
+            backend.prepared.clear();
+            self.ours(backend, "DEALLOCATE ALL", Expected::Ahead, splice);
+        }
+    }
+
+    /// Whether it matters that a statement may advance a sequence, and it may.
+    fn counts_advance(&self, text: &[u8]) -> bool {
+        self.shared.reads_sequences.load(Ordering::Relaxed) && sql::may_advance_sequence(text)
     }
 
     /// A simple query of ours among the client's requests.
@@ -264,7 +277,7 @@ impl Flow {
     }
 
     /// Notes what a statement that is about to run may do.
-    fn note(&mut self, look: Option<&Look>, text: &[u8]) {
+    fn note(&mut self, backend: &mut BackendState, look: Option<&Look>, text: &[u8]) {
         if let Some(look) = look {
             self.state.note(look);
             if look.marks.contains(Marks::SEQUENCE_READ) {
@@ -274,8 +287,9 @@ impl Flow {
             let works = self.status == TransactionStatus::Idle && !self.executes;
             self.restores |= works && look.alone == Some(Alone::DiscardAll);
         }
-        if self.shared.reads_sequences.load(Ordering::Relaxed) && sql::may_advance_sequence(text) {
+        if self.counts_advance(text) {
             self.state.certain.insert(Pin::Sequence);
+            backend.sequences_of_others = false;
         }
     }
 
@@ -304,12 +318,19 @@ impl Flow {
     }
 
     /// A statement is bound to a portal, and runs soon.
-    fn bound(&mut self, portal: &[u8], look: Option<&Look>, tag: Option<&'static str>, rest: &[u8]) {
+    fn bound(
+        &mut self,
+        backend: &mut BackendState,
+        portal: &[u8],
+        look: Option<&Look>,
+        tag: Option<&'static str>,
+        rest: &[u8],
+    ) {
         self.portals.retain(|(name, _)| **name != *portal);
         self.portals.extend(tag.map(|tag| (portal.into(), tag)));
         // What stands for a reset advances nothing.
         let text = if tag.is_none() { cstr(rest).map_or(rest, |(text, _)| text) } else { b"" };
-        self.note(look, text);
+        self.note(backend, look, text);
     }
 
     fn extended(&mut self, expected: Expected) {
@@ -351,7 +372,7 @@ impl Flow {
             return Ok(());
         }
         let (rest, tag, look) = look_into(rest, &self.state, self.status == TransactionStatus::Idle);
-        self.forget_sequences(backend, look.as_deref(), splice);
+        self.forget_others(backend, look.as_deref(), cstr(&rest).map_or(b"", |(text, _)| text), splice);
         if name.is_empty() {
             let unnamed = self.mine.set_unnamed(&rest, tag, look);
             backend.unnamed = Some(UnnamedOwner { session: self.session, version: unnamed.version });
@@ -434,13 +455,14 @@ impl Flow {
         if name.is_empty() {
             self.ensure_unnamed(backend, splice);
             if let Some(unnamed) = self.mine.take_unnamed() {
-                self.bound(portal, unnamed.look.as_deref(), unnamed.tag, &unnamed.rest);
+                self.bound(backend, portal, unnamed.look.as_deref(), unnamed.tag, &unnamed.rest);
                 self.mine.put_unnamed(unnamed);
             }
         } else if let Some(statement) = self.mine.get(name).cloned() {
-            self.forget_sequences(backend, statement.look.as_deref(), splice);
+            let text = cstr(&statement.rest).map_or(&b""[..], |(text, _)| text);
+            self.forget_others(backend, statement.look.as_deref(), text, splice);
             self.ensure(backend, statement.id, &statement.rest, splice);
-            self.bound(portal, statement.look.as_deref(), statement.tag, &statement.rest);
+            self.bound(backend, portal, statement.look.as_deref(), statement.tag, &statement.rest);
             let server_name = statement.id.server_name();
             let grown = server_name.len() - name.len().min(server_name.len());
             let shrunk = name.len().saturating_sub(server_name.len());
@@ -455,7 +477,7 @@ impl Flow {
             return Ok(());
         } else {
             // Made by SQL, or too long to be remembered.
-            self.note(Some(&Look { marks: Marks::EXECUTE, ..Look::default() }), b"");
+            self.note(backend, Some(&Look { marks: Marks::EXECUTE, ..Look::default() }), b"");
         }
         self.extended(Expected::Bind(None));
         splice.pass(message.at, message.end);

@@ -44,6 +44,9 @@ impl Marks {
     /// A string means the moment when the statement is analysed: 'now', 'today' and the like (PostgreSQL manual, 8.5.1.4).
     pub const MOMENT: Marks = Marks(1 << 16);
 
+    /// It looks at the prepared statements of its backend.
+    pub const STATEMENTS: Marks = Marks(1 << 17);
+
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }

@@ -163,6 +163,8 @@ impl<'a> Scan<'a> {
         }
         if words::is_temporary_schema(name) {
             self.look.marks |= Marks::TEMPORARY;
+        } else if name.eq_ignore_ascii_case(b"pg_prepared_statements") {
+            self.look.marks |= Marks::STATEMENTS;
         } else if name.eq_ignore_ascii_case(b"pg_settings") {
             // A rule on this view calls set_config.
             if self.updates {

@@ -30,6 +30,7 @@ const FUNCTIONS: &[(&[u8], Marks)] = &[
     (b"pg_create_logical_replication_slot", SLOT),
     (b"pg_copy_physical_replication_slot", SLOT),
     (b"pg_copy_logical_replication_slot", SLOT),
+    (b"pg_prepared_statement", Marks::STATEMENTS),
     // What this backend has counted and not told the others yet.
     (b"pg_stat_force_next_flush", Marks::FOREIGN),
     // A base backup ends with the session that began it; the first names are PostgreSQL 15's.
@@ -40,7 +41,8 @@ const FUNCTIONS: &[(&[u8], Marks)] = &[
 ];
 
 /// Further words of note, wherever they stand.
-const OTHERS: &[&[u8]] = &[b"temp", b"temporary", b"pg_temp", b"pg_settings", b"set_config", b"set_limit"];
+const OTHERS: &[&[u8]] =
+    &[b"temp", b"temporary", b"pg_temp", b"pg_settings", b"set_config", b"set_limit", b"pg_prepared_statements"];
 
 /// Which lengths the words of a list have that begin or end with a letter: most other words have neither.
 struct Filter {

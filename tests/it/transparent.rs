@@ -456,3 +456,13 @@ async fn idle_backends_do_not_stand_in_the_way_of_a_database() {
     let batch = [parse("", "DROP DATABASE second"), bind("", "", &[]), execute("", 0), sync()];
     assert_eq!(tags(&wire.exchange(&batch).await), "12CZ");
 }
+
+#[tokio::test]
+async fn nobody_sees_what_another_has_prepared() {
+    let stage = one_backend().await;
+    let (mut wire, mut other) = (stage.client().await, stage.client().await);
+    let run = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    assert_eq!(values(&wire.exchange(&[parse("a", "SELECT 'secret'"), run("a")]).await), ["secret"]);
+    assert_eq!(other.value("SELECT count(*) FROM pg_prepared_statements").await, "0");
+    assert_eq!(values(&wire.exchange(&[run("a")]).await), ["secret"]);
+}
