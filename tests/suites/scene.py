@@ -102,13 +102,16 @@ class Scene:
         return subprocess.run([*self.admin, "-d", database, *command], check=True, capture_output=True,
                               text=True).stdout.strip()
 
-    def start_proxy(self, program, mode, backends=40, pool="", record=""):
-        """pgtenant in this mode (one of MODES, also the name of the way); further lines for [pool], and the record."""
+    def start_proxy(self, program, mode, backends=40, pool="", record="", proxy=""):
+        """pgtenant in this mode (one of MODES, also the name of the way).
+
+        Further lines for [pool], for the rest of the record, and for proxy.toml.
+        """
         folder, port = self.subfolder(f"proxy-{mode}"), throwaway.free_port()
         filled = RECORD.format(database=self.databases[0], role=ROLE, verifier=throwaway.verifier(self.admin, ROLE),
                                mode=mode, backends=backends)
         files = {
-            "proxy.toml": PROXY.format(port=port, postgres=self.ports["direct"]),
+            "proxy.toml": f"{PROXY.format(port=port, postgres=self.ports['direct'])}{proxy}\n",
             f"tenants.d/{TENANT}.toml": f"{filled}{pool}\n{record}",
             "tenants.d/password": PASSWORD,
         }
@@ -151,15 +154,17 @@ class Scene:
         return (f"host=127.0.0.1 port={self.ports[way]} user={ROLE} password={PASSWORD} sslmode=disable "
                 f"dbname={self.databases[0]}{options}")
 
-    def run(self, way, command, timeout, output, cwd=None, **more):
+    def run(self, way, command, timeout, output, cwd=None, as_caller=False, **more):
         """Runs a suite's program as the unprivileged user, its output into the file; the exit status, None: too long.
 
         `more` are further variables. The whole process group ends with the program, or after `timeout` seconds.
+        `as_caller` is for programs in places that only the caller may read, such as a Python of their own.
         """
+        run_as = {} if as_caller else self.run_as
         with open(output, "wb") as file:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                                        cwd=cwd or self.folder, env=self.environment(way, **more),
-                                       start_new_session=True, **self.run_as)
+                                       start_new_session=True, **run_as)
             try:
                 return process.wait(timeout)
             except subprocess.TimeoutExpired:
