@@ -16,7 +16,7 @@ import scene
 
 # A module beside this one for each, with `run(chosen)`: it prints its report, and returns what fails through the proxy
 # and not directly, one line each.
-SUITES = ["regress", "pipeline"]
+SUITES = ["regress", "pipeline", "asyncpg", "tokio_postgres", "django", "sqlalchemy"]
 
 
 def options():
