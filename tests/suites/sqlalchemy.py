@@ -1,13 +1,18 @@
-"""SQLAlchemy's own tests that depend on the database, from its source distribution, on psycopg."""
+"""SQLAlchemy's own tests that have to do with sessions and statements, from its source distribution, on psycopg."""
 
 import compare
 import pypi
 import scene
 
 NAME = "sqlalchemy"
-PATHS = ["test/dialect/postgresql", "test/dialect/test_suite.py", "test/engine", "test/sql", "test/orm"]
-# Eight classes run the same 1,200 tests on as many types of ranges: one of them will do.
-CHOSEN = "not RangeRoundTrip or Int4RangeRoundTrip"
+PATHS = [f"test/{path}.py" for path in """dialect/postgresql/test_dialect dialect/postgresql/test_on_conflict
+dialect/postgresql/test_query dialect/postgresql/test_reflection dialect/test_suite engine/test_ddlevents
+engine/test_execute engine/test_reconnect engine/test_reflection engine/test_transaction orm/test_lockmode
+orm/test_naturalpks orm/test_session orm/test_transaction orm/test_unitofwork orm/test_unitofworkv2 orm/test_versioning
+sql/test_defaults sql/test_identity_column sql/test_insert_exec sql/test_query sql/test_resultset sql/test_returning
+sql/test_sequences sql/test_types""".split()]
+# What runs the same few statements on very many types and combinations.
+CHOSEN = " and ".join(f"not {name}" for name in ["IMVSentinelTest", "JSONTest", "BizarroCharacterTest"])
 SECONDS = 900
 # By mode: what cannot pass, and why.
 EXCUSED = {}
