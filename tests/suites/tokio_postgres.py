@@ -1,8 +1,8 @@
 """tokio-postgres' own tests, from its crate, which Cargo.lock names as one of ours.
 
-Their connection strings say port 5433 and, for most, a superuser `postgres` without a password. The port is forwarded to
-wherever the run is to go; a password and the database's name are put in, because pgtenant trusts nobody and finds the
-tenant by the database here.
+Their connection strings say port 5433 and, for most, a superuser `postgres` without a password. The port is forwarded
+to wherever the run is to go; a password and the database's name are put in, because pgtenant trusts nobody and finds
+the tenant by the database here.
 """
 
 import contextlib
@@ -51,8 +51,8 @@ def program():
             file.write("\n[workspace]\n")
         os.rename(loading, ours)
     said = subprocess.run(
-        ["cargo", "test", "--quiet", "--locked", "--no-run", "--test", "test", "--message-format", "json", "--target-dir",
-         scene.kept("cargo", "target"), "--features", ",".join(FEATURES)],
+        ["cargo", "test", "--quiet", "--locked", "--no-run", "--test", "test", "--message-format", "json",
+         "--target-dir", scene.kept("cargo", "target"), "--features", ",".join(FEATURES)],
         check=True, stdout=subprocess.PIPE, cwd=ours, preexec_fn=lambda: os.nice(10)).stdout
     messages = [json.loads(line) for line in said.splitlines()]
     return next(message["executable"] for message in messages if message.get("executable"))
@@ -66,7 +66,7 @@ def rewrite(path):
 
 
 def prepare(stage):
-    """As the project's own docker/sql_setup.sh does; what is said of pg_hba.conf there makes no difference to a test."""
+    """As the project's own docker/sql_setup.sh does; what that says of pg_hba.conf makes no difference to a test."""
     roles = [f"CREATE ROLE {name} LOGIN PASSWORD 'password'" for name in ("pass_user", "md5_user", "scram_user")]
     stage.sql(*roles, "CREATE ROLE postgres LOGIN SUPERUSER PASSWORD 'postgres'")
     for database in ("postgres", "suite"):
