@@ -156,7 +156,11 @@ impl Backend {
             }
             match value.as_deref().map(text_of_hex) {
                 // Who the session is, unless somebody has said so.
-                Some(Some(value)) if self.is_baseline(name, &value) && !doubt.parameters.contains(name) => {
+                Some(Some(value))
+                    if self.is_baseline(name, &value)
+                        && !doubt.parameters.contains(name)
+                        && self.in_force.get(name).is_none() =>
+                {
                     settings.remove(name);
                 }
                 // A custom parameter that was set and reset keeps its name and no value.

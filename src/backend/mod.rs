@@ -22,7 +22,7 @@ pub use census::{Census, Doubt, Pins};
 pub use connect::{Login, Target, connect};
 pub use error::ConnectError;
 pub use parameters::Parameters;
-pub use settings::{Change, Settings, set_config};
+pub use settings::{Change, Settings, set_command, set_config};
 pub use state::{BackendState, Prepared, StatementId, UnnamedOwner};
 pub use statements::{Statement, Statements};
 

@@ -129,6 +129,46 @@ pub fn set_config(name: &str, value: &str, local: bool) -> String {
     format!("pg_catalog.set_config({},{},{local})", literal(name), literal(value))
 }
 
+/// The statement that does the same; none for a value that it cannot spell. A list of names is given name by name: a string
+/// would be one name with commas in it (GUC_LIST_QUOTE in PostgreSQL).
+pub fn set_command(name: &str, value: &str, local: bool) -> Option<String> {
+    const NAMES: [&str; 4] =
+        ["local_preload_libraries", "search_path", "session_preload_libraries", "temp_tablespaces"];
+    if !value.is_ascii() {
+        return None;
+    }
+    let value = match NAMES.contains(&name) {
+        true => names_of(value)?.join(", "),
+        false => literal(value),
+    };
+    Some(format!("SET {}{} TO {value}", if local { "LOCAL " } else { "" }, identifier(name)))
+}
+
+/// The names of a list, each in quotes; none for an empty list or one that is not well formed.
+fn names_of(list: &str) -> Option<Vec<String>> {
+    let (mut names, mut rest) = (Vec::new(), list.trim());
+    loop {
+        let (name, after) = match rest.strip_prefix('"') {
+            Some(quoted) => {
+                let (name, after) = quoted.split_once('"')?;
+                (name.to_owned(), after.trim_start())
+            }
+            None => {
+                let end = rest.find(',').unwrap_or(rest.len());
+                (rest[..end].trim_end().to_ascii_lowercase(), &rest[end..])
+            }
+        };
+        if name.is_empty() || name.contains('"') {
+            return None;
+        }
+        names.push(format!("\"{name}\""));
+        match after.strip_prefix(',') {
+            Some(next) => rest = next.trim_start(),
+            None => return after.is_empty().then_some(names),
+        }
+    }
+}
+
 /// A string right whatever `standard_conforming_strings` and `client_encoding` say. Ours are bytes of the database's
 /// encoding, which is what `current_setting` and StartupMessages have.
 pub(super) fn literal(text: &str) -> String {
@@ -191,6 +231,17 @@ mod tests {
         let (one, two) = (settings(&[("search_path", "a")]), settings(&[("search_path", "b")]));
         assert_ne!(one.parse_context(), two.parse_context());
         assert_eq!(one.parse_context(), settings(&[("search_path", "a"), ("work_mem", "9MB")]).parse_context());
+    }
+
+    #[test]
+    fn lists_of_names_are_set_name_by_name() {
+        let spelt = |value| set_command("search_path", value, true);
+        let words = r#"SET LOCAL "search_path" TO "$user", "public", "With, Comma""#;
+        assert_eq!(spelt(r#""$user", PUBLIC , "With, Comma""#).as_deref(), Some(words));
+        for odd in ["", "a,,b", "\"a", "\"a\"b", "\"a\"\"b\"", "ä"] {
+            assert_eq!(spelt(odd), None, "{odd}");
+        }
+        assert_eq!(set_command("my.var", "a, 'b'", false).as_deref(), Some(r#"SET "my"."var" TO E'a, ''b'''"#));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! LISTEN for many clients of one database on one backend, so that a client that only listens keeps none for itself.
 //!
-//! There is a [`Hub`] for each (tenant, database) as long as somebody listens. It holds a backend of its first client's
+//! There is a `Hub` for each (tenant, database) as long as somebody listens. It holds a backend of its first client's
 //! pool, which counts within the tenant's bounds as any other.
 
 mod books;

@@ -182,6 +182,8 @@ pub struct Flow {
     pub(super) ahead_failed: Option<PgError>,
     /// The client's own parameters have to be put back behind the request at hand.
     pub(super) restores: bool,
+    /// When statements were sent that drop all prepared ones, and are not answered yet.
+    pub(super) drops: VecDeque<u64>,
     /// Something was executed since the last Sync.
     pub(super) executes: bool,
     /// Portals of statements whose command tag is not what the client expects.
@@ -225,6 +227,7 @@ impl Flow {
             ahead: Vec::new(),
             ahead_failed: None,
             restores: false,
+            drops: VecDeque::new(),
             executes: false,
             portals: Vec::new(),
             retry: Retry::No,
@@ -357,6 +360,12 @@ impl Flow {
     /// The figures since the last call.
     pub fn take_figures(&mut self) -> Figures {
         std::mem::take(&mut self.figures)
+    }
+
+    /// A simple query was answered without a backend; as every one, it drops the unnamed statement.
+    pub fn answered_query(&mut self, transactions: u64) {
+        self.mine.forget_unnamed();
+        self.count(1, transactions);
     }
 
     /// Counts what was answered without a backend.

@@ -283,6 +283,9 @@ impl Flow {
             if look.marks.contains(Marks::SEQUENCE_READ) {
                 self.shared.reads_sequences.store(true, Ordering::Relaxed);
             }
+            if let Some(Alone::DeallocateAll | Alone::DiscardAll) = look.alone {
+                self.drops.push_back(self.mine.clock());
+            }
             // In a transaction, or behind another statement in its batch, it fails.
             let works = self.status == TransactionStatus::Idle && !self.executes;
             self.restores |= works && look.alone == Some(Alone::DiscardAll);
@@ -301,7 +304,7 @@ impl Flow {
         match look.alone.as_ref()? {
             Alone::Deallocate(name) => self.mine.remove(name.as_bytes()).map(|_| "DEALLOCATE"),
             Alone::DeallocateAll if !self.state.held && self.unshared.is_empty() && self.state.doubt.is_empty() => {
-                self.mine.clear();
+                self.mine.clear(u64::MAX);
                 Some("DEALLOCATE ALL")
             }
             _ => None,

@@ -211,7 +211,8 @@ impl Flow {
         self.state.channels.completed(command);
         match command {
             b"DISCARD ALL" | b"DEALLOCATE ALL" => {
-                self.mine.clear();
+                let sent = self.drops.pop_front().unwrap_or(u64::MAX);
+                self.mine.clear(sent);
                 self.unshared.clear();
                 backend.prepared.clear();
                 // DEALLOCATE ALL leaves the unnamed statement alone.
@@ -230,16 +231,25 @@ impl Flow {
     /// something has dropped it. It is prepared again when it is next used; says whether that can be at once.
     fn expired(&mut self, backend: &mut BackendState, error: &PgError, view: &[u8]) -> bool {
         let Some(Expected::Bind(Some(id)) | Expected::Describe(Some(id))) = self.expected.front() else { return false };
+        let id = *id;
         let outdated = error.code == "0A000" && memchr::memmem::find(view, b"RRevalidateCachedQuery\0").is_some();
         let gone = error.code == "26000";
         if outdated || gone {
-            backend.prepared.expire(*id, gone);
+            backend.prepared.expire(id, gone);
         }
         match self.retry {
-            Retry::Possible(got) if outdated || gone => self.retry = Retry::Failed(got),
+            Retry::Possible(got) if gone || outdated && self.learns_the_result(id) => self.retry = Retry::Failed(got),
             _ => return false,
         }
         true
+    }
+
+    /// Whether the client will not take the result for what it was told before: it has prepared the statement just now, or
+    /// asks for the description before it runs it.
+    fn learns_the_result(&self, id: StatementId) -> bool {
+        let first = self.expected.iter().find(|it| matches!(it, Expected::Describe(_) | Expected::Execute(_)));
+        let is_new = |name: &[u8]| self.mine.get(name).is_some_and(|statement| statement.id == id);
+        matches!(first, Some(Expected::Describe(_))) || self.retry_names.iter().any(|name| is_new(name))
     }
 
     /// In the extended protocol the backend now passes over everything up to Sync. Says whether the client hears of it.
@@ -329,6 +339,7 @@ impl Flow {
         self.retry = Retry::No;
         if self.expected.is_empty() {
             self.mine.at_rest();
+            self.drops.clear();
         }
         if self.status == TransactionStatus::Idle {
             self.state.channels.settled();

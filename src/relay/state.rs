@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::channels::OwnChannels;
-use crate::backend::{Doubt, Parameters, Pins, Settings, set_config};
+use crate::backend::{Doubt, Parameters, Pins, Settings, set_command, set_config};
 use crate::metrics::Pin;
 use crate::sql::{Look, Marks, Reset};
 
@@ -148,11 +148,15 @@ impl SessionState {
         (!tags.0.is_empty()).then_some((restored, tags))
     }
 
-    /// A block is the one statement without a result that can do it all, in every protocol and in every transaction.
+    /// SET where it can say it; a block is the one statement without a result that can say the rest, in every protocol and
+    /// in every transaction, but it counts as a query to SET TRANSACTION.
     fn words_for(&self, reset: &Reset) -> Option<String> {
         let body = match &reset.name {
             Some(name) => {
                 let value = self.startup.get(name)?;
+                if let Some(words) = set_command(name, value, reset.local) {
+                    return Some(words);
+                }
                 format!("PERFORM {};", set_config(name, value, reset.local))
             }
             None => {
@@ -188,11 +192,6 @@ fn is_alone(text: &[u8], reset: &Reset) -> bool {
 pub struct Tags(Vec<(usize, &'static str)>);
 
 impl Tags {
-    /// One statement alone.
-    pub fn only(tag: &'static str) -> Tags {
-        Tags(vec![(0, tag)])
-    }
-
     /// The next statement was completed: the tag that the client expects, where it is another.
     pub fn completed(&mut self) -> Option<&'static str> {
         let tag = self.0.iter().find(|(statement, _)| *statement == 0).map(|(_, tag)| *tag);
@@ -234,7 +233,7 @@ mod tests {
         let (restored, mut tags) = state.restore(text.as_bytes(), &resets, true).unwrap();
         let call = "PERFORM pg_catalog.set_config(E'timezone',E'UTC',false);";
         let expected =
-            format!("SELECT 1; DO $pgt$BEGIN {call} END$pgt$; RESET work_mem; DO $pgt$BEGIN RESET ALL;{call} END$pgt$");
+            format!("SELECT 1; SET \"timezone\" TO E'UTC'; RESET work_mem; DO $pgt$BEGIN RESET ALL;{call} END$pgt$");
         assert_eq!(String::from_utf8(restored).unwrap(), expected);
         let told: Vec<_> = (0..4).map(|_| tags.completed()).collect();
         assert_eq!(told, [None, Some("RESET"), None, Some("RESET")]);
@@ -244,8 +243,8 @@ mod tests {
     #[test]
     fn a_value_cannot_end_the_block() {
         let state = state(&[("my.var", "$pgt$; DROP TABLE x")]);
-        let text = "RESET my.var";
-        let (restored, _) = state.restore(text.as_bytes(), &[reset(text, text, 0, Some("my.var"))], true).unwrap();
+        let text = "RESET ALL";
+        let (restored, _) = state.restore(text.as_bytes(), &[reset(text, text, 0, None)], true).unwrap();
         assert!(String::from_utf8(restored).unwrap().ends_with("END$xpgt$"));
     }
 

@@ -28,9 +28,11 @@ pub fn look_into<'a>(
 /// One client's statements by its own names.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    named: HashMap<Box<[u8]>, Arc<Statement>, ahash::RandomState>,
+    /// With the time of their Parse.
+    named: HashMap<Box<[u8]>, (Arc<Statement>, u64), ahash::RandomState>,
     unnamed: Option<Unnamed>,
     versions: u64,
+    clock: u64,
     /// Dropped while requests were under way, which may still speak of them.
     dropped: Vec<(StatementId, Box<[u8]>)>,
 }
@@ -50,15 +52,16 @@ impl ClientStatements {
     }
 
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.named.get(name)
+        self.named.get(name).map(|(statement, _)| statement)
     }
 
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
-        self.named.insert(name.into(), statement);
+        self.named.insert(name.into(), (statement, self.clock));
+        self.clock += 1;
     }
 
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
-        let statement = self.named.remove(name)?;
+        let (statement, _) = self.named.remove(name)?;
         self.dropped.push((statement.id, name.into()));
         Some(statement)
     }
@@ -70,7 +73,7 @@ impl ClientStatements {
 
     /// What the client calls a statement.
     pub fn name_of(&self, id: StatementId) -> Option<&[u8]> {
-        let named = self.named.iter().find(|(_, statement)| statement.id == id).map(|(name, _)| &**name);
+        let named = self.named.iter().find(|(_, (statement, _))| statement.id == id).map(|(name, _)| &**name);
         named.or_else(|| self.dropped.iter().rev().find(|(dropped, _)| *dropped == id).map(|(_, name)| &**name))
     }
 
@@ -97,9 +100,14 @@ impl ClientStatements {
         self.unnamed = None;
     }
 
-    /// DEALLOCATE ALL.
-    pub fn clear(&mut self) {
-        self.dropped.extend(self.named.drain().map(|(name, statement)| (statement.id, name)));
-        self.unnamed = None;
+    /// Counts the statements that were prepared.
+    pub fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// DEALLOCATE ALL, sent at this time: what was prepared behind it stays.
+    pub fn clear(&mut self, sent: u64) {
+        let gone = self.named.extract_if(|_, (_, born)| *born < sent);
+        self.dropped.extend(gone.map(|(name, (statement, _))| (statement.id, name)));
     }
 }

@@ -214,7 +214,10 @@ impl Serving<'_> {
                 match checkout.adopt(wanted).await {
                     Ok(()) => {}
                     Err(CommandError::Refused(error)) => {
-                        checkout.release();
+                        match self.flow.state.held {
+                            true => self.session.kept = Some(checkout),
+                            false => checkout.release(),
+                        }
                         return Err(NoBackend::Refused(error));
                     }
                     Err(error) => return Err(self.lost(&error)),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::eventually;
-use crate::harness::frontend::{bind, describe_statement, execute, function_call, parse, query, sync};
+use crate::harness::frontend::{bind, describe_portal, describe_statement, execute, function_call, parse, query, sync};
 use crate::harness::stage::Stage;
 use crate::harness::wire::{Wire, cancel, sqlstates, tags, values};
 
@@ -364,10 +364,15 @@ async fn a_statement_whose_plan_is_out_of_date_is_prepared_again() {
     assert_eq!(messages[4].row(), [Some("1".to_owned()), Some("new".to_owned())]);
     for number in 0..3 {
         wire.query(&format!("ALTER TABLE t ADD z{number} int")).await.unwrap();
-        assert_eq!(tags(&wire.exchange(&[run("a")]).await), "2DCZ");
-        assert_eq!(tags(&other.exchange(&[run("b")]).await), "2DCZ");
+        let described = |name: &str| [bind("", name, &[]), describe_portal(""), execute("", 0), sync()].concat();
+        assert_eq!(tags(&wire.exchange(&[described("a")]).await), "2TDCZ");
+        // Who does not ask again would take the new result for the old: PostgreSQL's error, and prepared again after that.
+        wire.query(&format!("ALTER TABLE t ADD y{number} int")).await.unwrap();
+        assert_eq!(sqlstates(&wire.exchange(&[run("a")]).await), ["0A000"]);
+        assert_eq!(tags(&other.exchange(&[described("b")]).await), "2TDCZ");
     }
     // In a transaction there is no second try; the next one works.
+    assert_eq!(tags(&wire.exchange(&[run("a")]).await), "2DCZ");
     wire.query("ALTER TABLE t DROP y").await.unwrap();
     wire.query("BEGIN; SELECT 1").await.unwrap();
     assert_eq!(sqlstates(&wire.exchange(&[run("a")]).await), ["0A000"]);

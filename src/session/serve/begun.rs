@@ -58,7 +58,7 @@ impl Begun {
                 flow.set_status(TransactionStatus::InTransaction);
                 let command =
                     if starts_with(text.trim_ascii_start(), b"START") { "START TRANSACTION" } else { "BEGIN" };
-                flow.count(1, 0);
+                flow.answered_query(0);
                 command
             }
             (Begun::Yes(_), end @ (Alone::Commit | Alone::Rollback)) => {
@@ -80,7 +80,7 @@ impl Begun {
     fn end(&mut self, flow: &mut Flow) {
         *self = Begun::No;
         flow.set_status(TransactionStatus::Idle);
-        flow.count(1, 1);
+        flow.answered_query(1);
     }
 
     /// The words for the backend that now takes over.

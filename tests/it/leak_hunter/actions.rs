@@ -217,7 +217,7 @@ fn call(maker: &mut Maker<'_>) -> Frame {
     let text = |arguments: &[&str]| arguments.iter().map(|&argument| argument.to_owned()).collect();
     match maker.random.below(3) {
         0 => Frame::Call { function: SET_CONFIG, arguments: text(&["work_mem", "18MB", "f"]) },
-        1 => Frame::Call { function: SET_CONFIG, arguments: text(&["my.var", "called", "f"]) },
+        1 => Frame::Call { function: SET_CONFIG, arguments: text(&["lock_timeout", "9s", "f"]) },
         _ => Frame::Call { function: TRY_LOCK, arguments: text(&["1"]) },
     }
 }

@@ -69,8 +69,8 @@ CREATE FUNCTION hunt.view() RETURNS TABLE (pin bool, what text, value text) LANG
         FROM pg_class WHERE relnamespace = pg_my_temp_schema()
     UNION ALL SELECT true, 'locks', string_agg(concat_ws(' ', objsubid, classid, objid, mode), ', ' ORDER BY objsubid, classid, objid, mode)
         FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'
-    UNION ALL SELECT true, 'prepared', string_agg(concat_ws(' ', name, parameter_types, statement), ', ' ORDER BY name)
+    UNION ALL SELECT true, 'prepared', string_agg(concat_ws(' ', name, parameter_types), ', ' ORDER BY name)
         FROM pg_prepared_statements WHERE from_sql
-    UNION ALL SELECT true, 'cursors', string_agg(concat_ws(' ', name, is_holdable, statement), ', ' ORDER BY name)
+    UNION ALL SELECT true, 'cursors', string_agg(concat_ws(' ', name, is_holdable), ', ' ORDER BY name)
         FROM pg_cursors;
 END $$;

@@ -133,7 +133,7 @@ pub const WITH_VALUES: &[(&str, &[&str])] = &[
 ];
 pub const HIDDEN: &[&str] = &[
     "SELECT hunt.hidden_set('work_mem', '11MB')",
-    "SELECT hunt.hidden_set('my.var', 'hidden')",
+    "SELECT hunt.hidden_set('lock_timeout', '13s')",
     "SELECT hunt.hidden_set('search_path', 'two, one')",
     "SELECT hunt.hidden_lock(5)",
     "SELECT hunt.hidden_table()",
