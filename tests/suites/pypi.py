@@ -1,7 +1,6 @@
 """Python suites: one virtual environment with pinned packages, source distributions, and pytest."""
 
 import glob
-import hashlib
 import os
 import shutil
 import subprocess
@@ -30,16 +29,8 @@ def inputs():
 
 def python():
     """The interpreter of the environment with the packages of requirements.txt."""
-    stamp = hashlib.sha256("".join(inputs()).encode()).hexdigest()[:16]
-    folder = scene.kept("python", stamp)
-    if not os.path.exists(os.path.join(folder, "ready")):
-        shutil.rmtree(folder, ignore_errors=True)
-        print("suites: installing Python packages", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([f"{folder}/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary",
-                        ":all:", "--requirement", REQUIREMENTS], check=True)
-        open(os.path.join(folder, "ready"), "w").close()
-    return f"{folder}/bin/python"
+    with open(REQUIREMENTS) as file:
+        return scene.python("python", "--only-binary", ":all:", *file.read().split())
 
 
 def source(package):
