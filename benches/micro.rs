@@ -30,7 +30,7 @@ fn ledger(c: &mut Criterion) {
     };
     let role = ledger.add_role(tenant);
     let pool = ledger.add_pool(role, settings, true);
-    let mut effects = Vec::new();
+    let mut effects = Default::default();
     let _ = ledger.checkout(pool, now, || 0, &mut effects);
     effects.clear();
     ledger.opened(pool, 0, now, &mut effects);

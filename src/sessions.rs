@@ -1,15 +1,15 @@
 //! Live sessions: their cancel keys, what they can be told from outside, and where a cancel request has to go.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Context;
+use std::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
 use dashmap::DashMap;
 use subtle::ConstantTimeEq;
-use tokio::sync::Notify;
 
 use crate::backend::CancelKey;
 use crate::tenant::Tenant;
@@ -66,12 +66,9 @@ pub struct Session {
     pub key: SessionKey,
     pub tenant: Arc<Tenant>,
     order: AtomicU8,
-    waker: AtomicWaker,
     cancel: Mutex<Cancel>,
-    /// Somebody cancelled while we waited for a backend.
-    cancelled: Notify,
-    /// No cancel request is under way any more.
-    settled: Notify,
+    /// The session's task, which waits for a change of these.
+    waker: AtomicWaker,
 }
 
 impl fmt::Debug for Session {
@@ -138,10 +135,8 @@ impl Sessions {
                     key,
                     tenant,
                     order: AtomicU8::new(0),
-                    waker: AtomicWaker::new(),
                     cancel: Mutex::default(),
-                    cancelled: Notify::new(),
-                    settled: Notify::new(),
+                    waker: AtomicWaker::new(),
                 });
                 vacant.insert(session.clone());
                 return Ok(Registration { sessions: self.clone(), session });
@@ -168,7 +163,6 @@ impl Sessions {
         for session in self.live.iter().filter(|entry| chosen(entry.value())) {
             session.order.fetch_max(order as u8, Ordering::AcqRel);
             session.waker.wake();
-            session.cancelled.notify_waiters();
         }
     }
 
@@ -227,7 +221,7 @@ struct Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.session.cancel().in_flight -= 1;
-        self.session.settled.notify_waiters();
+        self.session.waker.wake();
     }
 }
 
@@ -243,7 +237,7 @@ impl Session {
             Target::Waiting => {
                 cancel.target = Target::Nothing;
                 cancel.missed = true;
-                self.cancelled.notify_waiters();
+                self.waker.wake();
                 Some(UnderWay::Waiter)
             }
             Target::Backend(key) => {
@@ -254,27 +248,24 @@ impl Session {
         }
     }
 
-    /// From now on a cancel request ends the wait for a backend: [`Session::wait_is_over`] returns.
+    /// From now on a cancel request ends the wait for a backend: [`Session::poll_wait_is_over`] says so.
     pub fn waits(&self) {
         let mut cancel = self.cancel();
         cancel.target = Target::Waiting;
         cancel.missed = false;
     }
 
-    /// Returns when the wait was cancelled, or the session told to end.
-    pub async fn wait_is_over(&self) -> WaitOver {
-        loop {
-            let notified = self.cancelled.notified();
-            tokio::pin!(notified);
-            notified.as_mut().enable();
-            if self.ordered() == Order::End {
-                return WaitOver::Ended;
-            }
-            if !matches!(self.cancel().target, Target::Waiting) {
-                return WaitOver::Cancelled;
-            }
-            notified.await;
+    /// Ready when the wait was cancelled, or the session told to end.
+    pub fn poll_wait_is_over(&self, cx: &mut Context<'_>) -> Poll<WaitOver> {
+        if self.poll_ordered(cx) == Order::End {
+            return Poll::Ready(WaitOver::Ended);
         }
+        let mut cancel = self.cancel();
+        if let Target::Waiting = cancel.target {
+            return Poll::Pending;
+        }
+        cancel.missed = false;
+        Poll::Ready(WaitOver::Cancelled)
     }
 
     /// From now on a cancel request goes to this backend; so does one that came when the wait was just over.
@@ -293,20 +284,20 @@ impl Session {
     /// From now on a cancel request hits nothing; returns when those under way have arrived, so that none of them can
     /// hit the backend's next client.
     pub async fn runs_nothing(&self) {
-        loop {
-            let settled = self.settled.notified();
-            tokio::pin!(settled);
-            {
-                let mut cancel = self.cancel();
-                cancel.target = Target::Nothing;
-                cancel.missed = false;
-                if cancel.in_flight == 0 {
-                    return;
-                }
-                settled.as_mut().enable();
-            }
-            settled.await;
+        let none_under_way = || {
+            let mut cancel = self.cancel();
+            cancel.target = Target::Nothing;
+            cancel.missed = false;
+            cancel.in_flight == 0
+        };
+        if none_under_way() {
+            return;
         }
+        poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            if none_under_way() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// The session tells itself to end when no transaction is open.

@@ -51,19 +51,23 @@ pub struct BackendState {
     pub dirty: bool,
     /// `currval` and `lastval` may tell of another session's doing.
     pub sequences_of_others: bool,
-    /// As the last ParameterStatus messages said. Equal ones of a pool are one.
+    /// As the last ParameterStatus messages said. Equal ones of a pool are one, but for news.
     pub parameters: Arc<Parameters>,
+    /// A ParameterStatus came since they were last exchanged for the pool's own.
+    pub has_news: bool,
 }
 
 impl BackendState {
     /// After DISCARD ALL.
     pub fn discarded(&mut self) {
-        *self = BackendState { parameters: self.parameters.clone(), ..BackendState::default() };
+        let parameters = std::mem::take(&mut self.parameters);
+        *self = BackendState { parameters, has_news: self.has_news, ..BackendState::default() };
     }
 
     /// Notes a ParameterStatus message.
     pub fn reported(&mut self, payload: &[u8]) {
         Arc::make_mut(&mut self.parameters).note(payload);
+        self.has_news = true;
     }
 }
 

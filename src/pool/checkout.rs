@@ -1,12 +1,16 @@
 //! A backend in somebody's hands.
 
+use std::future::{Future, poll_fn};
 use std::ops::{Deref, DerefMut};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::sync::oneshot;
+use tokio::time::Sleep;
 
 use super::Pool;
 use super::instance::{Asked, Granted, spawn_close};
@@ -61,17 +65,24 @@ pub struct Checkout {
     pool: Arc<Pool>,
     slot: Option<Slot<Box<Backend>>>,
     mid_query: bool,
+    /// Since when it is in these hands.
+    pub since: Instant,
 }
 
 impl Checkout {
-    pub(super) fn new(pool: Arc<Pool>, slot: Slot<Box<Backend>>) -> Self {
-        Checkout { pool, slot: Some(slot), mid_query: false }
+    pub(super) fn new(pool: Arc<Pool>, slot: Slot<Box<Backend>>, since: Instant) -> Self {
+        Checkout { pool, slot: Some(slot), mid_query: false, since }
     }
 
     /// Gives a clean backend back, to the first waiter or to the idle ones.
-    pub fn release(mut self) {
+    pub fn release(self) {
+        self.release_at(Instant::now());
+    }
+
+    /// The same, for a caller that has just looked at the clock.
+    pub fn release_at(mut self, now: Instant) {
         if let Some(slot) = self.slot.take() {
-            self.pool.instance.release(self.pool.key, slot);
+            self.pool.instance.release(self.pool.key, slot, now);
         }
     }
 
@@ -108,6 +119,32 @@ impl Drop for Checkout {
     }
 }
 
+/// How long one session waits for a backend. Its timer is set only when there is none or the last one has gone off, since
+/// later waits end later: most waits are over long before, and cost nothing here.
+#[derive(Debug, Default)]
+pub struct Patience {
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patience {
+    /// Ready at the deadline. The task may be woken without need before.
+    fn poll_over(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = match &mut self.timer {
+            Some(timer) if !timer.is_elapsed() && timer.deadline().into_std() <= deadline => return Poll::Pending,
+            Some(timer) => timer,
+            None => self.timer.insert(Box::pin(tokio::time::sleep_until(deadline.into()))),
+        };
+        loop {
+            if timer.is_elapsed() && deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline.into());
+            // Not held up by the task's budget: then it would not wake the task, and is taken for set all the same.
+            ready!(pin!(tokio::task::unconstrained(timer.as_mut())).poll(cx));
+        }
+    }
+}
+
 impl Pool {
     /// Takes a backend, waiting for one at most the tenant's queue timeout. Cancel safe: dropped while waiting, it leaves
     /// the queue.
@@ -115,13 +152,21 @@ impl Pool {
     /// # Errors
     /// The queue timeout, or a connect that failed.
     pub async fn checkout(self: &Arc<Self>) -> Result<Checkout, CheckoutError> {
+        self.checkout_with(&mut Patience::default()).await
+    }
+
+    /// The same, for somebody who asks again and again, always from one task.
+    ///
+    /// # Errors
+    /// As [`Pool::checkout`].
+    pub async fn checkout_with(self: &Arc<Self>, patience: &mut Patience) -> Result<Checkout, CheckoutError> {
         let begun = Instant::now();
         loop {
-            let (ticket, granted) = match self.instance.ask(self.key) {
+            let (ticket, granted) = match self.instance.ask(self.key, begun) {
                 Asked::Ready(slot) => {
-                    let mut checkout = Checkout::new(self.clone(), slot);
+                    let mut checkout = Checkout::new(self.clone(), slot, begun);
                     if checkout.is_alive() {
-                        self.instance.metrics.queue_wait.observe(begun.elapsed().as_secs_f64());
+                        self.instance.metrics.queue_wait.observe(0.0);
                         return Ok(checkout);
                     }
                     continue;
@@ -130,15 +175,15 @@ impl Pool {
                 Asked::Gone => return Err(CheckoutError::Retired),
                 Asked::Waiting(ticket, granted) => (ticket, granted),
             };
-            let waiting = Waiting::new(self, ticket);
-            let timeout = self.tenant.record().pool.queue_timeout;
-            let result = tokio::time::timeout_at((begun + timeout).into(), granted).await;
-            drop(waiting);
-            let waited = begun.elapsed();
+            let deadline = begun + self.tenant.current().pool.queue_timeout;
+            let granted = Waiting::new(self, ticket, granted).end(patience, deadline).await;
+            let now = Instant::now();
+            let waited = now.duration_since(begun);
             self.tenant.stats.wait_micros.fetch_add(waited.as_micros() as u64, Ordering::Relaxed);
             self.instance.metrics.queue_wait.observe(waited.as_secs_f64());
-            match granted_or(result) {
+            match granted {
                 Some(Ok(mut checkout)) => {
+                    checkout.since = now;
                     if checkout.is_alive() {
                         return Ok(checkout);
                     }
@@ -147,7 +192,7 @@ impl Pool {
                 None => {
                     return Err(CheckoutError::QueueTimeout {
                         waited,
-                        max_backends: self.tenant.record().pool.max_backends,
+                        max_backends: self.tenant.current().pool.max_backends,
                         waiting: self.counts().waiting,
                     });
                 }
@@ -156,29 +201,38 @@ impl Pool {
     }
 }
 
-/// None when the time was up, or when the ledger went away with the waiter still in it.
-fn granted_or(
-    result: Result<Result<Granted, oneshot::error::RecvError>, tokio::time::error::Elapsed>,
-) -> Option<Granted> {
-    result.ok().and_then(Result::ok)
-}
-
 /// A place in the queue, given up on drop.
 struct Waiting<'a> {
     pool: &'a Pool,
     ticket: Ticket,
+    granted: oneshot::Receiver<Granted>,
+    over: bool,
 }
 
 impl<'a> Waiting<'a> {
-    fn new(pool: &'a Pool, ticket: Ticket) -> Self {
+    fn new(pool: &'a Pool, ticket: Ticket, granted: oneshot::Receiver<Granted>) -> Self {
         pool.tenant.stats.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting { pool, ticket }
+        Waiting { pool, ticket, granted, over: false }
+    }
+
+    /// What the waiter was given; none when the time was up, or when the ledger went away with the waiter still in it.
+    async fn end(mut self, patience: &mut Patience, deadline: Instant) -> Option<Granted> {
+        let given = poll_fn(|cx| match Pin::new(&mut self.granted).poll(cx) {
+            Poll::Ready(granted) => Poll::Ready(granted.ok()),
+            Poll::Pending => patience.poll_over(deadline, cx).map(|()| None),
+        })
+        .await;
+        self.over = given.is_some();
+        given
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.pool.tenant.stats.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.pool.instance.abandon(self.pool.key, self.ticket);
+        // Who was served is in the queue no more.
+        if !self.over {
+            self.pool.instance.abandon(self.pool.key, self.ticket);
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::Pool;
@@ -17,7 +18,7 @@ use crate::net::{DialError, InstanceTlsError, Place};
 /// What a waiter gets in the end.
 pub(super) type Granted = Result<Checkout, Arc<ConnectError>>;
 type Waiter = oneshot::Sender<Granted>;
-type Effects = Vec<Effect<Box<Backend>, Waiter, Arc<ConnectError>>>;
+type Effects = ledger::Effects<Box<Backend>, Waiter, Arc<ConnectError>>;
 
 /// See the module. The lock is held for bookkeeping only, never across an await or a system call.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ impl InstancePools {
     /// Does the books, then what they ask for.
     fn with<T>(&self, change: impl FnOnce(&mut Books, &mut Effects) -> T) -> T {
         let mut effects = Effects::new();
-        let mut tasks = Vec::new();
+        let mut tasks = SmallVec::<[Task; 2]>::new();
         let result = {
             let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
             let result = change(&mut books, &mut effects);
@@ -151,7 +152,7 @@ impl InstancePools {
         });
     }
 
-    pub fn ask(&self, pool: PoolKey) -> Asked {
+    pub fn ask(&self, pool: PoolKey, now: Instant) -> Asked {
         self.with(|books, effects| {
             let mut receiver = None;
             let waiter = || {
@@ -159,7 +160,7 @@ impl InstancePools {
                 receiver = Some(granted);
                 sender
             };
-            match books.ledger.checkout(pool, Instant::now(), waiter, effects) {
+            match books.ledger.checkout(pool, now, waiter, effects) {
                 ledger::Checkout::Ready(slot) => Asked::Ready(slot),
                 ledger::Checkout::Refused(error) => Asked::Refused(error),
                 ledger::Checkout::Gone => Asked::Gone,
@@ -174,8 +175,8 @@ impl InstancePools {
         self.with(|books, _| books.ledger.abandon(pool, ticket));
     }
 
-    pub fn release(&self, pool: PoolKey, slot: Slot<Box<Backend>>) {
-        self.with(|books, effects| books.ledger.release(pool, slot, Instant::now(), effects));
+    pub fn release(&self, pool: PoolKey, slot: Slot<Box<Backend>>, now: Instant) {
+        self.with(|books, effects| books.ledger.release(pool, slot, now, effects));
     }
 
     pub fn discard(&self, pool: PoolKey) {
@@ -243,7 +244,9 @@ impl Task {
         match self {
             Task::Grant(pool, waiter, slot) => {
                 // A waiter that left in this very moment gives the backend back unused.
-                if let Err(Ok(unused)) = waiter.send(Ok(Checkout::new(pool, slot))) {
+                let since = slot.idle_since;
+                let granted = Checkout::new(pool, slot, since);
+                if let Err(Ok(unused)) = waiter.send(Ok(granted)) {
                     unused.release();
                 }
             }

@@ -9,6 +9,8 @@ mod turns;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
+
 /// A tenant in this ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TenantKey(usize);
@@ -52,7 +54,8 @@ pub struct Slot<B> {
     pub backend: B,
     epoch: u64,
     opened: Instant,
-    idle_since: Instant,
+    /// When it came back last.
+    pub idle_since: Instant,
 }
 
 /// What the caller has to do, in order.
@@ -101,6 +104,11 @@ impl Usage {
     fn staying(&self) -> u32 {
         self.open - self.closing
     }
+
+    /// Whether it takes a share of what there is.
+    fn is_used(&self) -> bool {
+        self.open > 0 || self.waiting > 0
+    }
 }
 
 #[derive(Debug)]
@@ -148,12 +156,18 @@ pub struct Ledger<B, W, E> {
     tenants: HashMap<usize, Tenant, ahash::RandomState>,
     roles: HashMap<usize, Role, ahash::RandomState>,
     pools: HashMap<usize, Pool<B, W, E>, ahash::RandomState>,
+    /// The pools that somebody waits for, and those that have backends: few of all.
+    queued: Vec<usize>,
+    opened: Vec<usize>,
+    /// Tenants that have backends, or wait for some.
+    sharers: u32,
     /// Keys are never used again: one that is kept too long finds nothing, and never another tenant's pool.
     next_key: usize,
     next_ticket: u64,
 }
 
-type Effects<B, W, E> = Vec<Effect<B, W, E>>;
+/// Seldom more than one.
+pub type Effects<B, W, E> = SmallVec<[Effect<B, W, E>; 2]>;
 
 impl<B, W, E: Clone> Ledger<B, W, E> {
     pub fn new(bound: Bound) -> Self {
@@ -163,6 +177,9 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             tenants: HashMap::default(),
             roles: HashMap::default(),
             pools: HashMap::default(),
+            queued: Vec::new(),
+            opened: Vec::new(),
+            sharers: 0,
             next_key: 0,
             next_ticket: 0,
         }
@@ -325,7 +342,8 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         self.next_ticket += 1;
         pool.waiters.insert(ticket, waiter());
         self.each_usage(key.0, |usage| usage.waiting += 1);
-        self.pump(now, effects);
+        // Those who wait already could not be helped a moment ago, and nothing has become free since.
+        self.pump_for(key.0, now, effects);
         Checkout::Waiting(ticket)
     }
 
@@ -346,6 +364,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             self.close(key.0, slot.backend, effects);
             return;
         }
+        slot.idle_since = now;
         let pool = self.pool(key.0);
         match pool.waiters.pop_first() {
             Some((_, waiter)) => {
@@ -353,7 +372,6 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
                 effects.push(Effect::Grant(key, waiter, slot));
             }
             None => {
-                slot.idle_since = now;
                 pool.idle.push(slot);
                 if self.usage.waiting > 0 {
                     self.pump(now, effects);
@@ -460,10 +478,18 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     fn each_usage(&mut self, pool: usize, change: impl Fn(&mut Usage)) {
         let Pool { tenant, role, ref mut usage, .. } = *self.pool(pool);
+        let before = *usage;
         change(usage);
+        let after = *usage;
         change(&mut self.role(role).usage);
-        change(&mut self.tenant(tenant).usage);
+        let usage = &mut self.tenant(tenant).usage;
+        let shared = usage.is_used();
+        change(usage);
+        let shares = usage.is_used();
+        self.sharers = self.sharers + u32::from(shares) - u32::from(shared);
         change(&mut self.usage);
+        list(&mut self.queued, pool, before.waiting > 0, after.waiting > 0);
+        list(&mut self.opened, pool, before.open > 0, after.open > 0);
     }
 
     fn close(&mut self, key: usize, backend: B, effects: &mut Effects<B, W, E>) {
@@ -517,8 +543,22 @@ impl<B, W, E> Pool<B, W, E> {
         self.usage.open - self.usage.connecting - self.usage.closing
     }
 
+    /// Somebody waits for whom no connect is under way.
+    fn lacks_backends(&self) -> bool {
+        self.usage.connecting < self.usage.waiting
+    }
+
     fn first_waiter(&self) -> Option<Ticket> {
         self.waiters.first_key_value().map(|(ticket, _)| *ticket)
+    }
+}
+
+/// Puts a pool on a list, or takes it off.
+fn list(listed: &mut Vec<usize>, pool: usize, is_listed: bool, belongs: bool) {
+    match (is_listed, belongs) {
+        (false, true) => listed.push(pool),
+        (true, false) => listed.retain(|other| *other != pool),
+        _ => {}
     }
 }
 

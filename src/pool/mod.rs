@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
-pub use checkout::{Checkout, CheckoutError};
+pub use checkout::{Checkout, CheckoutError, Patience};
 pub use ledger::Counts;
 
 use crate::backend::{ConnectError, Login, Parameters, Settings, Statements, Target};

@@ -28,7 +28,8 @@ impl Flow {
     /// Answers a batch at the beginning of `input` in `replies`, if it is here whole, up to its Sync, and needs no
     /// backend. Gives its length in bytes, 0 if it needs one.
     pub fn answer_alone(&mut self, input: &[u8], replies: &mut Vec<u8>) -> usize {
-        if self.status != TransactionStatus::Idle {
+        if self.status != TransactionStatus::Idle || !matches!(input.first(), Some(&frontend::PARSE | &frontend::CLOSE))
+        {
             return 0;
         }
         let Some((steps, length)) = self.batch_of_names(input) else { return 0 };

@@ -77,10 +77,7 @@ impl Flow {
     }
 
     fn change_by(&self, text: &[u8]) -> Option<ChannelChange> {
-        let begins = |word: &[u8]| {
-            text.trim_ascii_start().get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
-        };
-        if !begins(b"LISTEN") && !begins(b"UNLISTEN") {
+        if !sql::may_be_command(text) || !matches!(&sql::first_word(text), b"listen\0\0" | b"unlisten") {
             return None;
         }
         ChannelChange::of(sql::look(text, self.state.standard_strings()).as_deref()?)

@@ -250,6 +250,11 @@ impl Flow {
         }
     }
 
+    /// The longest message that a client may send, in bytes of payload.
+    pub fn max_message(&self) -> usize {
+        self.limits.max_message
+    }
+
     pub fn status(&self) -> TransactionStatus {
         self.status
     }

@@ -85,6 +85,10 @@ pub struct Exchange<'a> {
     pub moved: Moved,
     /// When the request under way was sent.
     asked: Option<Instant>,
+    /// The latest look at the clock: the backend was got, or the last answer ended.
+    pub clock: Instant,
+    /// It has to be looked at again for the next request. The first one is here already when a backend is got for it.
+    is_late: bool,
     /// Some request was taken.
     worked: bool,
     /// The first requests, as long as they may have to be sent once more.
@@ -104,8 +108,10 @@ impl<'a> Exchange<'a> {
         flow: &'a mut Flow,
         mode: PoolMode,
         metrics: &'a InstanceMetrics,
+        now: Instant,
     ) -> Self {
         Exchange {
+            is_late: client.received().is_empty(),
             client,
             backend: &mut backend.endpoint,
             state: &mut backend.state,
@@ -114,6 +120,7 @@ impl<'a> Exchange<'a> {
             metrics,
             moved: Moved::default(),
             asked: None,
+            clock: now,
             worked: false,
             first: Vec::new(),
         }
@@ -174,10 +181,17 @@ impl<'a> Exchange<'a> {
     }
 
     fn take_time(&mut self) {
-        match self.asked {
-            None if !self.flow.at_rest() => self.asked = Some(Instant::now()),
-            Some(asked) if self.flow.at_rest() => {
-                let took = asked.elapsed();
+        match (self.asked, self.flow.at_rest()) {
+            (None, false) => {
+                if self.is_late {
+                    self.clock = Instant::now();
+                }
+                self.asked = Some(self.clock);
+            }
+            (Some(asked), true) => {
+                self.clock = Instant::now();
+                self.is_late = true;
+                let took = self.clock.duration_since(asked);
                 self.moved.busy += took;
                 self.metrics.query.observe(took.as_secs_f64());
                 self.asked = None;

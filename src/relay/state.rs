@@ -132,6 +132,9 @@ impl SessionState {
     /// The text with statements instead of those resets that would go back to the login's values, where the client's own
     /// differ; none when there are none. `idle`: no transaction is open. Gives the command tags that the client expects for them.
     pub fn restore(&self, text: &[u8], resets: &[Reset], idle: bool) -> Option<(Vec<u8>, Tags)> {
+        if resets.is_empty() {
+            return None;
+        }
         let mut tags = Tags::default();
         let mut restored = Vec::with_capacity(text.len());
         let mut done = 0;

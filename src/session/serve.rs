@@ -22,13 +22,14 @@ use crate::config::PoolMode;
 use crate::listen::Listener;
 use crate::metrics::{ErrorSource, Pin, ProtocolViolation};
 use crate::net::Endpoint;
-use crate::pool::{Checkout, CheckoutError};
+use crate::pool::{Checkout, Patience};
 use crate::relay::{
     Broken, ClientFault, Exchange, Flow, FlowLimits, Moved, Outcome, QUERY_BOUND, SessionState, TransactionStatus,
 };
 use crate::sessions::{Order, WaitOver};
+use crate::sql;
 use crate::wire::tag::frontend;
-use crate::wire::{HEADER, Header, PgError, cstr, sqlstate};
+use crate::wire::{HEADER, Header, PgError, Severity, cstr, sqlstate};
 
 /// With so many bytes of answers to take, a client gets no further ones.
 const MAX_UNSENT: usize = 64 * 1024;
@@ -55,6 +56,8 @@ struct Serving<'a> {
     total: Total,
     /// A transaction without a backend.
     begun: Begun,
+    /// With the queue for a backend.
+    patience: Patience,
     /// Why the session keeps its backend in transaction mode.
     pinned: Option<Pinned>,
     /// What it hears through a backend that it shares.
@@ -95,6 +98,7 @@ pub(super) async fn requests(client: Client, session: Welcomed, begun: Instant, 
         context,
         total: Total::default(),
         begun: Begun::No,
+        patience: Patience::default(),
         pinned: None,
         listener: None,
     };
@@ -139,8 +143,8 @@ impl Serving<'_> {
             return Ok(());
         }
         let late = self.begins_late();
-        let Serving { client, session, context, flow, begun, listener, .. } = self;
-        let max = context.config.load().limits.max_message as usize;
+        let Serving { client, session, flow, begun, listener, .. } = self;
+        let max = flow.max_message();
         poll_fn(|cx| {
             loop {
                 if client.has_unsent()
@@ -181,22 +185,15 @@ impl Serving<'_> {
         if let Some(error) = self.begun.refusal() {
             return Err(NoBackend::Refused(error));
         }
-        if let Some(kept) = self.session.kept.take() {
+        if let Some(mut kept) = self.session.kept.take() {
+            kept.since = Instant::now();
             return self.ready(kept).await;
         }
         let registration = &self.session.registration;
-        registration.waits();
-        let mut checkout = tokio::select! {
-            biased;
-            checkout = self.session.pool.checkout() => checkout.map_err(|error| NoBackend::Refused(refusal(&error)))?,
-            over = registration.wait_is_over() => return Err(match over {
-                WaitOver::Cancelled => NoBackend::Refused(PgError::error(
-                    sqlstate::QUERY_CANCELED,
-                    "canceling statement due to user request",
-                )),
-                WaitOver::Ended => NoBackend::End(End::Told(farewell(&self.session))),
-            }),
-        };
+        let checkout = self.session.pool.checkout_with(&mut self.patience);
+        let mut checkout = unless_over(&self.session, checkout)
+            .await?
+            .map_err(|error| NoBackend::Refused(error.to_client().with_severity(Severity::Error)))?;
         let reads = self.session.pool.statements.reads_sequences.load(Ordering::Relaxed);
         match checkout.serve(registration.id, always_reset(&self.session.pool), reads).await {
             Ok(()) => self.ready(checkout).await,
@@ -245,7 +242,7 @@ impl Serving<'_> {
     /// One exchange, and what becomes of its backend.
     async fn relay(&mut self, mut checkout: Checkout) -> Result<(), End> {
         let Serving { client, flow, session, context, total, pinned, listener, .. } = self;
-        let begun = Instant::now();
+        let begun = checkout.since;
         let metrics = session.pool.metrics();
         checkout.busy();
         let registration = &session.registration;
@@ -253,7 +250,7 @@ impl Serving<'_> {
         let mut ahead = flow.is_ahead();
         let mut too_long = pinned.as_ref().and_then(|pinned| pin_deadline(session, pinned));
         let mut missed = None;
-        let mut exchange = Exchange::new(client, &mut checkout, flow, session.mode, metrics);
+        let mut exchange = Exchange::new(client, &mut checkout, flow, session.mode, metrics, begun);
         let result = exchange
             .run(|cx, flow, moved, client| {
                 if ahead && !flow.is_ahead() {
@@ -275,9 +272,9 @@ impl Serving<'_> {
                 missed.is_some() || interrupted(registration.poll_ordered(cx), flow)
             })
             .await;
-        let moved = exchange.moved;
+        let (moved, now) = (exchange.moved, exchange.clock);
         if session.mode != PoolMode::Session {
-            metrics.transaction.observe(begun.elapsed().as_secs_f64());
+            metrics.transaction.observe(now.duration_since(begun).as_secs_f64());
         }
         total.add(flow, moved, session, context);
         match result {
@@ -285,7 +282,7 @@ impl Serving<'_> {
                 self.session.registration.runs_nothing().await;
                 checkout.at_rest();
                 self.unlisten_own();
-                self.settle(checkout).await
+                self.settle(checkout, now).await
             }
             Ok(Outcome::Terminated) => {
                 self.leave(checkout).await;
@@ -315,7 +312,7 @@ impl Serving<'_> {
             Err(Broken::BackendFault(fault)) => Err(End::BackendLost(fault.to_string())),
             Err(Broken::Ahead(error)) => {
                 tracing::error!(tenant = self.session.tenant.id.as_str(), %error, "session state not restored");
-                Err(End::Told(error.with_severity(crate::wire::Severity::Fatal).with_hint(
+                Err(End::Told(error.with_severity(Severity::Fatal).with_hint(
                     "The session's parameters could not be put in force on another backend. Connect again.",
                 )))
             }
@@ -325,7 +322,7 @@ impl Serving<'_> {
     /// What a session that is told to end tells its client.
     fn farewell(&self) -> PgError {
         let overstayed = self.pinned.as_ref().is_some_and(|pinned| {
-            let max = self.session.tenant.record().pool.max_pin_time;
+            let max = self.session.tenant.current().pool.max_pin_time;
             max.is_some_and(|max| pinned.since.elapsed() >= max)
         });
         if overstayed { self.pinned_too_long() } else { farewell(&self.session) }
@@ -462,13 +459,34 @@ enum NoBackend {
     End(End),
 }
 
-fn refusal(error: &CheckoutError) -> PgError {
-    error.to_client().with_severity(crate::wire::Severity::Error)
+/// What somebody waits for, unless the wait is cancelled, or the session told to end.
+async fn unless_over<T>(session: &Welcomed, wanted: impl Future<Output = T>) -> Result<T, NoBackend> {
+    let registration = &session.registration;
+    let mut wanted = std::pin::pin!(wanted);
+    let mut waits = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(got) = wanted.as_mut().poll(cx) {
+            return Poll::Ready(Ok(got));
+        }
+        if !std::mem::replace(&mut waits, true) {
+            registration.waits();
+        }
+        registration.poll_wait_is_over(cx).map(|over| {
+            Err(match over {
+                WaitOver::Cancelled => NoBackend::Refused(PgError::error(
+                    sqlstate::QUERY_CANCELED,
+                    "canceling statement due to user request",
+                )),
+                WaitOver::Ended => NoBackend::End(End::Told(farewell(session))),
+            })
+        })
+    })
+    .await
 }
 
 /// When a pinned session has kept its backend too long.
 fn pin_deadline(session: &Welcomed, pinned: &Pinned) -> Option<std::pin::Pin<Box<tokio::time::Sleep>>> {
-    let max = session.tenant.record().pool.max_pin_time?;
+    let max = session.tenant.current().pool.max_pin_time?;
     Some(Box::pin(tokio::time::sleep_until((pinned.since + max).into())))
 }
 
@@ -494,9 +512,11 @@ fn touches_a_database(received: &[u8]) -> bool {
         frontend::PARSE => cstr(payload).map_or(payload, |(_, text)| text),
         _ => return false,
     };
-    let mut words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    let verbs = [&b"DROP"[..], b"ALTER", b"CREATE"];
-    words.next().is_some_and(|word| verbs.iter().any(|verb| word.eq_ignore_ascii_case(verb)))
+    if !sql::may_be_command(text) {
+        return false;
+    }
+    let mut words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).skip(1);
+    matches!(&sql::first_word(text), b"drop\0\0\0\0" | b"alter\0\0\0" | b"create\0\0")
         && words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"DATABASE"))
 }
 

@@ -121,7 +121,7 @@ async fn introduce(
 }
 
 pub(super) fn always_reset(pool: &Pool) -> bool {
-    pool.tenant.record().pool.reset == crate::config::Reset::Always
+    pool.tenant.current().pool.reset == crate::config::Reset::Always
 }
 
 /// Switches that set no parameter are for a backend of the client's own.

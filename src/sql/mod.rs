@@ -76,6 +76,25 @@ pub fn look(sql: &[u8], standard_strings: bool) -> Option<Box<Look>> {
     (look != Look::default()).then(|| Box::new(look))
 }
 
+/// Whether a text's first letters allow that it begins or ends a transaction, listens, or makes, changes or drops
+/// something: what a session looks for before it takes a backend. White space may stand before them.
+pub fn may_be_command(sql: &[u8]) -> bool {
+    let sql = if sql.first().is_some_and(u8::is_ascii_alphabetic) { sql } else { sql.trim_ascii_start() };
+    let Some(letters) = sql.first_chunk::<2>() else { return false };
+    matches!(
+        &[letters[0] | 0x20, letters[1] | 0x20],
+        b"be" | b"st" | b"co" | b"en" | b"ro" | b"ab" | b"li" | b"un" | b"dr" | b"al" | b"cr"
+    )
+}
+
+/// The first word of a text that begins with one: its first eight letters in lower case, zeros behind.
+pub fn first_word(sql: &[u8]) -> [u8; 8] {
+    let mut word = [0; 8];
+    let letters = sql.trim_ascii_start().iter().take_while(|byte| byte.is_ascii_alphabetic());
+    word.iter_mut().zip(letters).for_each(|(to, letter)| *to = letter.to_ascii_lowercase());
+    word
+}
+
 fn deserves_a_closer_look(sql: &[u8], standard_strings: bool) -> bool {
     let mut lexer = Lexer::new(sql, standard_strings);
     let mut first = true;

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 
 pub use registry::{Change, Registry};
 pub use verifiers::{Credential, LookupError, Verifiers};
@@ -54,6 +54,11 @@ impl Tenant {
     /// The record as it is now.
     pub fn record(&self) -> Arc<config::Tenant> {
         self.record.load_full()
+    }
+
+    /// The same for a quick look, on a request's way: without counting a reference, and not to be kept.
+    pub fn current(&self) -> Guard<Arc<config::Tenant>> {
+        self.record.load()
     }
 
     /// It was removed, suspended or moved: its sessions end when their transaction does.

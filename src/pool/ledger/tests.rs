@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 type TestLedger = Ledger<u32, u32, &'static str>;
-type TestEffects = Vec<Effect<u32, u32, &'static str>>;
+type TestEffects = Effects<u32, u32, &'static str>;
 
 const SETTINGS: PoolSettings = PoolSettings {
     max: 10,
@@ -30,7 +30,7 @@ struct Trial {
 
 impl Trial {
     fn new(instance: u32) -> Self {
-        Trial { ledger: Ledger::new(bound(instance)), effects: Vec::new(), now: Instant::now(), number: 0 }
+        Trial { ledger: Ledger::new(bound(instance)), effects: TestEffects::new(), now: Instant::now(), number: 0 }
     }
 
     fn pool(&mut self, tenant: TenantKey, max: u32) -> PoolKey {
@@ -91,7 +91,9 @@ fn the_first_waiter_is_served_first_and_nobody_barges() {
     assert!(matches!(t.ask(pool, 1), Checkout::Waiting(_)));
     assert!(matches!(t.ask(pool, 2), Checkout::Waiting(_)));
     t.release(pool, slot);
-    let [Effect::Grant(_, 1, slot)] = <[_; 1]>::try_from(t.taken()).unwrap() else { panic!("not the first") };
+    let [Effect::Grant(_, 1, slot)] = <[_; 1]>::try_from(t.taken().into_vec()).unwrap() else {
+        panic!("not the first")
+    };
     t.release(pool, slot);
     assert!(matches!(t.taken()[..], [Effect::Grant(_, 2, _)]));
 }
@@ -274,7 +276,7 @@ fn pools_of_one_role_share_its_bound_and_its_queue() {
     assert!(matches!(t.taken()[..], [Effect::Close(key, _)] if key == one));
     t.ledger.closed(one, t.now, &mut t.effects);
     t.connect(two);
-    let [Effect::Grant(_, 2, slot)] = <[_; 1]>::try_from(t.taken()).unwrap() else { panic!("out of turn") };
+    let [Effect::Grant(_, 2, slot)] = <[_; 1]>::try_from(t.taken().into_vec()).unwrap() else { panic!("out of turn") };
     t.release(two, slot);
     t.taken();
     t.ledger.closed(two, t.now, &mut t.effects);
@@ -293,7 +295,9 @@ fn nobody_gives_way_to_one_who_cannot_connect_yet() {
     let (one, second) = (t.get(sound), t.ask(sound, 2));
     assert!(matches!(second, Checkout::Waiting(_)));
     t.release(sound, one);
-    let [Effect::Grant(_, 2, one)] = <[_; 1]>::try_from(t.taken()).unwrap() else { panic!("given up for nothing") };
+    let [Effect::Grant(_, 2, one)] = <[_; 1]>::try_from(t.taken().into_vec()).unwrap() else {
+        panic!("given up for nothing")
+    };
     // A second later it can.
     t.now += Duration::from_secs(1);
     t.ask(sound, 3);
@@ -337,7 +341,9 @@ fn the_minimum_is_the_roles() {
     t.release(two, b);
     t.now += Duration::from_secs(61);
     t.ledger.reap(t.now, &mut t.effects);
-    let [Effect::Close(gone, _)] = <[_; 1]>::try_from(t.taken()).unwrap() else { panic!("one of two stays") };
+    let [Effect::Close(gone, _)] = <[_; 1]>::try_from(t.taken().into_vec()).unwrap() else {
+        panic!("one of two stays")
+    };
     t.ledger.closed(gone, t.now, &mut t.effects);
     t.now += Duration::from_secs(3600);
     t.ledger.reap(t.now, &mut t.effects);

@@ -11,19 +11,25 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             return;
         }
         let mut queue: Vec<(Ticket, usize)> = self
-            .pools
+            .queued
             .iter()
-            .filter(|(_, pool)| pool.usage.connecting < pool.usage.waiting)
-            .filter_map(|(key, pool)| Some((pool.first_waiter()?, *key)))
+            .map(|key| (&self.pools[key], *key))
+            .filter(|(pool, _)| pool.lacks_backends())
+            .filter_map(|(pool, key)| Some((pool.first_waiter()?, key)))
             .collect();
         queue.sort_unstable();
         for (_, key) in queue {
-            while self.pools[&key].usage.connecting < self.pools[&key].usage.waiting && self.may_open(key, now) {
-                self.open(key, effects);
-            }
-            if self.pools[&key].usage.connecting < self.pools[&key].usage.waiting && self.may_connect(key, now) {
-                self.make_room(key, effects);
-            }
+            self.pump_for(key, now, effects);
+        }
+    }
+
+    /// The same for those who wait for one pool.
+    pub(super) fn pump_for(&mut self, key: usize, now: Instant, effects: &mut Effects<B, W, E>) {
+        while self.pools[&key].lacks_backends() && self.may_open(key, now) {
+            self.open(key, effects);
+        }
+        if self.pools[&key].lacks_backends() && self.may_connect(key, now) {
+            self.make_room(key, effects);
         }
     }
 
@@ -44,10 +50,11 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             (false, false) => true,
         };
         let victim = self
-            .pools
+            .opened
             .iter()
-            .filter(|(other, candidate)| **other != key && in_the_way(candidate))
-            .filter_map(|(other, candidate)| Some((candidate.idle.first()?.idle_since, *other)))
+            .map(|other| (&self.pools[other], *other))
+            .filter(|(candidate, other)| *other != key && in_the_way(candidate))
+            .filter_map(|(candidate, other)| Some((candidate.idle.first()?.idle_since, other)))
             .min();
         if let Some((_, other)) = victim {
             let slot = self.pool(other).idle.remove(0);
@@ -102,8 +109,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     fn gives_way_to_other_role(&self, pool: &Pool<B, W, E>, now: Instant) -> bool {
         let (role, tenant) = (&self.roles[&pool.role], &self.tenants[&pool.tenant]);
         let own = self.first_of_role(pool.role);
-        let usages = tenant.roles.iter().map(|role| self.roles[role].usage);
-        let sharers = usages.filter(|usage| usage.open > 0 || usage.waiting > 0).count() as u32;
+        let sharers = tenant.roles.iter().filter(|role| self.roles[*role].usage.is_used()).count() as u32;
         let share = (tenant.bound.max / sharers.max(1)).max(1);
         let mut others = tenant.roles.iter().flat_map(|role| &self.roles[role].pools).map(|other| &self.pools[other]);
         (role.usage.open > share || own.is_none())
@@ -116,10 +122,9 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     fn gives_way_to_other_tenant(&self, pool: &Pool<B, W, E>, now: Instant) -> bool {
         let tenant = &self.tenants[&pool.tenant];
         let own = self.first_of_role(pool.role);
-        let sharers = self.tenants.values().filter(|tenant| tenant.usage.open + tenant.usage.waiting > 0).count();
-        let share = (self.bound.max / (sharers as u32).max(1)).max(1);
+        let share = (self.bound.max / self.sharers.max(1)).max(1);
         (tenant.usage.open > share || own.is_none())
-            && self.pools.values().any(|other| {
+            && self.queued.iter().map(|other| &self.pools[other]).any(|other| {
                 let theirs = &self.tenants[&other.tenant];
                 other.tenant != pool.tenant
                     && waits_longer(other, own, now)

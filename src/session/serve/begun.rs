@@ -48,7 +48,7 @@ impl Begun {
         }
         let length = HEADER + header.payload;
         let text = received.get(HEADER..length)?.strip_suffix(b"\0")?;
-        if !may_begin_or_end(text) {
+        if !sql::may_be_command(text) || !may_begin_or_end(text) {
             return None;
         }
         let alone = sql::look(text, flow.state.standard_strings())?.alone?;
@@ -56,8 +56,7 @@ impl Begun {
             (Begun::No, Alone::Begin) if flow.status() == TransactionStatus::Idle && !may_fail(text) => {
                 *self = Begun::Yes(String::from_utf8(text.to_vec()).ok()?);
                 flow.set_status(TransactionStatus::InTransaction);
-                let command =
-                    if starts_with(text.trim_ascii_start(), b"START") { "START TRANSACTION" } else { "BEGIN" };
+                let command = if sql::first_word(text) == *b"start\0\0\0" { "START TRANSACTION" } else { "BEGIN" };
                 flow.answered_query(0);
                 command
             }
@@ -109,16 +108,14 @@ impl Begun {
 
 /// A quick look at the first letters.
 fn may_begin_or_end(text: &[u8]) -> bool {
-    let text = text.trim_ascii_start();
-    [&b"BEGIN"[..], b"START", b"COMMIT", b"END", b"ROLLBACK", b"ABORT"].iter().any(|word| starts_with(text, word))
+    matches!(
+        &sql::first_word(text),
+        b"begin\0\0\0" | b"start\0\0\0" | b"commit\0\0" | b"end\0\0\0\0\0" | b"rollback" | b"abort\0\0\0"
+    )
 }
 
 /// Whether a BEGIN asks for what the instance may refuse: serializable transactions or writing, on a standby.
 fn may_fail(text: &[u8]) -> bool {
     let asks = |word: &[u8]| text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
     asks(b"SERIALIZABLE") || asks(b"WRITE")
-}
-
-fn starts_with(text: &[u8], word: &[u8]) -> bool {
-    text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
 }

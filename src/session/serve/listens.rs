@@ -5,13 +5,11 @@ use std::io;
 use std::task::{Context as TaskContext, Poll};
 
 use super::begun::Begun;
-use super::{End, MAX_UNSENT, NoBackend, Serving, farewell};
+use super::{End, MAX_UNSENT, NoBackend, Serving, unless_over};
 use crate::config::PoolMode;
 use crate::listen::{Heard, Listener};
 use crate::net::Endpoint;
 use crate::relay::{ChannelChange, Flow};
-use crate::sessions::WaitOver;
-use crate::wire::{PgError, sqlstate};
 
 impl Serving<'_> {
     /// Answers a request that listens or ceases to, if it needs no backend of its own; says whether it did.
@@ -38,20 +36,9 @@ impl Serving<'_> {
 
     async fn listen(&mut self, channel: String) -> Result<Heard, NoBackend> {
         let Serving { session, context, listener, .. } = self;
-        session.registration.waits();
-        let heard = tokio::select! {
-            biased;
-            heard = context.hubs.listen(listener, &session.pool, channel) => heard.map_err(NoBackend::Refused),
-            over = session.registration.wait_is_over() => Err(match over {
-                WaitOver::Cancelled => NoBackend::Refused(PgError::error(
-                    sqlstate::QUERY_CANCELED,
-                    "canceling statement due to user request",
-                )),
-                WaitOver::Ended => NoBackend::End(End::Told(farewell(session))),
-            }),
-        };
+        let heard = unless_over(session, context.hubs.listen(listener, &session.pool, channel)).await;
         session.registration.runs_nothing().await;
-        heard
+        heard?.map_err(NoBackend::Refused)
     }
 
     /// None stands for all channels.
@@ -69,6 +56,9 @@ impl Serving<'_> {
 
     /// Takes over what the client's own backend has done to channels: they are no longer the shared one's.
     pub(super) fn unlisten_own(&mut self) {
+        if !self.flow.state.channels.watched {
+            return;
+        }
         for channel in self.flow.state.channels.take() {
             self.unlisten(&channel);
         }

@@ -12,6 +12,8 @@ impl Serving<'_> {
     /// Tells the error and passes over what belongs to the request: the one message of a simple query or function call,
     /// everything up to Sync in the extended protocol. COPY data that nobody waits for is dropped without a word.
     pub(super) async fn refuse(&mut self, error: PgError) -> Result<(), End> {
+        // A cancel request that comes from now on is not for the next one.
+        self.session.registration.runs_nothing().await;
         let tag = self.skip_message().await?;
         if matches!(tag, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL) {
             return Ok(());

@@ -42,12 +42,19 @@ impl Drop for Pinned {
 }
 
 impl Serving<'_> {
-    /// The backend is free: gives it back, or keeps it with what the client has on it.
-    pub(super) async fn settle(&mut self, mut checkout: Checkout) -> Result<(), End> {
+    /// The backend is free: gives it back, or keeps it with what the client has on it. `now` is the end of its last answer.
+    pub(super) async fn settle(&mut self, mut checkout: Checkout, now: Instant) -> Result<(), End> {
         let pins = match self.census(&mut checkout).await {
             Ok(pins) => pins,
             Err(error) => return Err(End::BackendLost(error.to_string())),
         };
+        if std::mem::take(&mut checkout.state.has_news) {
+            let parameters = self.session.pool.share_parameters(&checkout.state.parameters);
+            if self.flow.state.told == parameters {
+                self.flow.state.told = parameters.clone();
+            }
+            checkout.state.parameters = parameters;
+        }
         let notifications = checkout.take_notifications();
         if !notifications.is_empty() {
             self.client.queue(&notifications);
@@ -55,7 +62,7 @@ impl Serving<'_> {
         self.flow.state.held = !pins.is_empty();
         if pins.is_empty() {
             self.pinned = None;
-            checkout.release();
+            checkout.release_at(now);
             return Ok(());
         }
         self.pinned.get_or_insert_with(|| Pinned::new(&self.session.pool)).set(pins);
@@ -70,7 +77,7 @@ impl Serving<'_> {
     /// Asks for what is in doubt, and takes over what is found. Gives what ties the client to this backend.
     async fn census(&mut self, backend: &mut Backend) -> Result<Pins, CommandError> {
         let state = &mut self.flow.state;
-        if self.session.tenant.record().pool.pin_check {
+        if self.session.tenant.current().pool.pin_check {
             state.doubt.pins = Pins::ASKABLE;
             state.doubt.all_parameters = true;
         }
@@ -103,7 +110,6 @@ impl Serving<'_> {
     fn take_over(&mut self, backend: &mut Backend, mut found: Settings, doubt: &Doubt) {
         let pool = &self.session.pool;
         let state = &mut self.flow.state;
-        backend.state.parameters = pool.share_parameters(&backend.state.parameters);
         state.told = backend.state.parameters.clone();
         if doubt.parameters.is_empty() && !doubt.all_parameters {
             return;
@@ -124,7 +130,7 @@ impl Serving<'_> {
 
     /// What a client is told that pinned one backend too many.
     fn too_many_pins(&self) -> Option<PgError> {
-        let max = self.session.tenant.record().pool.max_pins?;
+        let max = self.session.tenant.current().pool.max_pins?;
         let now = self.session.tenant.stats.pins.load(Ordering::Relaxed);
         (now > i64::from(max)).then(|| {
             let error = PgError::fatal("53400", "too many sessions of this tenant keep a backend for themselves");
