@@ -4,6 +4,7 @@ mod alone;
 mod channels;
 mod flow;
 mod in_flight;
+mod provide;
 mod requests;
 mod responses;
 mod splice;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::flow::{Batch, ClientFault, Expected, Flow, ParseNote, Retry, TransactionStatus};
 use super::splice::Splice;
 use super::statements::look_into;
-use crate::backend::{BackendState, Settings, StatementId, UnnamedOwner};
+use crate::backend::{BackendState, Settings, UnnamedOwner};
 use crate::metrics::Pin;
 use crate::sql::{self, Alone, Look, Marks};
 use crate::wire::tag::frontend;
@@ -237,31 +237,13 @@ impl Flow {
         splice.pass(message.at, message.end);
     }
 
-    /// What other sessions have left to be seen on this backend goes before this one looks, or adds to it: what they have
-    /// done to sequences, and their statements. Only as the first thing in a transaction: later on that would be its own
-    /// doing, too.
-    fn forget_others(&mut self, backend: &mut BackendState, look: Option<&Look>, text: &[u8], splice: &mut Splice<'_>) {
-        if !self.is_free() {
-            return;
-        }
-        let looks_at = |mark| look.is_some_and(|look| look.marks.contains(mark));
-        if backend.sequences_of_others && (looks_at(Marks::SEQUENCE_READ) || self.counts_advance(text)) {
-            backend.sequences_of_others = false;
-            self.ours(backend, "DISCARD SEQUENCES", Expected::Ahead, splice);
-        }
-        if looks_at(Marks::STATEMENTS) && !self.state.held {
-            backend.prepared.clear();
-            self.ours(backend, "DEALLOCATE ALL", Expected::Ahead, splice);
-        }
-    }
-
     /// Whether it matters that a statement may advance a sequence, and it may.
-    fn counts_advance(&self, text: &[u8]) -> bool {
+    pub(super) fn counts_advance(&self, text: &[u8]) -> bool {
         self.shared.reads_sequences.load(Ordering::Relaxed) && sql::may_advance_sequence(text)
     }
 
     /// A simple query of ours among the client's requests.
-    fn ours(&mut self, backend: &mut BackendState, sql: &str, expected: Expected, splice: &mut Splice<'_>) {
+    pub(super) fn ours(&mut self, backend: &mut BackendState, sql: &str, expected: Expected, splice: &mut Splice<'_>) {
         messages::query(splice.insert(), sql);
         backend.unnamed = None;
         self.expected.push_back(expected);
@@ -336,7 +318,7 @@ impl Flow {
         self.note(backend, look, text);
     }
 
-    fn extended(&mut self, expected: Expected) {
+    pub(super) fn extended(&mut self, expected: Expected) {
         self.batch = Batch::Open;
         self.expected.push_back(expected);
     }
@@ -437,7 +419,7 @@ impl Flow {
         self.extended(Expected::Parse(ParseNote::Unshared(name.into())));
     }
 
-    fn is_unshared(&self, name: &[u8]) -> bool {
+    pub(super) fn is_unshared(&self, name: &[u8]) -> bool {
         self.unshared.iter().any(|unshared| **unshared == *name)
     }
 
@@ -530,60 +512,6 @@ impl Flow {
         self.extended(Expected::Close);
         splice.pass(message.at, message.end);
         Ok(())
-    }
-
-    /// Prepares a statement on this backend if another one has it.
-    fn ensure(&mut self, backend: &mut BackendState, id: StatementId, rest: &[u8], splice: &mut Splice<'_>) {
-        let there = backend.prepared.touch(id);
-        let unsure = self.in_flight.is_unsure(Some(id));
-        if there && !unsure {
-            return;
-        }
-        if unsure || backend.prepared.is_expired(id) {
-            // Right whether it is there or not.
-            self.inject_close(Some(id), splice);
-        }
-        self.make_room(backend, id, splice);
-        messages::parse(splice.insert(), id.server_name().as_bytes(), rest);
-        self.in_flight.sent(Some(id), true);
-        self.extended(Expected::InjectedParse(Some(id)));
-    }
-
-    /// The same for the unnamed statement: a client finds its own, or none, but never somebody else's.
-    fn ensure_unnamed(&mut self, backend: &mut BackendState, splice: &mut Splice<'_>) {
-        let unsure = self.in_flight.is_unsure(None);
-        match self.mine.unnamed() {
-            Some(unnamed) => {
-                let owner = Some(UnnamedOwner { session: self.session, version: unnamed.version });
-                if backend.unnamed != owner || unsure {
-                    messages::parse(splice.insert(), b"", &unnamed.rest);
-                    backend.unnamed = owner;
-                    self.in_flight.sent(None, true);
-                    self.extended(Expected::InjectedParse(None));
-                }
-            }
-            None if self.is_unshared(b"") => {}
-            None if backend.unnamed.is_some() || unsure => {
-                backend.unnamed = None;
-                self.inject_close(None, splice);
-            }
-            None => {}
-        }
-    }
-
-    /// Notes a statement on the backend and closes those that have to go for it.
-    fn make_room(&mut self, backend: &mut BackendState, id: StatementId, splice: &mut Splice<'_>) {
-        backend.prepared.insert(id);
-        while let Some(oldest) = backend.prepared.evict(self.limits.max_prepared_per_backend) {
-            self.inject_close(Some(oldest), splice);
-        }
-    }
-
-    fn inject_close(&mut self, statement: Option<StatementId>, splice: &mut Splice<'_>) {
-        let name = statement.map(StatementId::server_name).unwrap_or_default();
-        messages::close_statement(splice.insert(), name.as_bytes());
-        self.in_flight.sent(statement, true);
-        self.extended(Expected::InjectedClose(statement));
     }
 }
 
