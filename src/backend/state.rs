@@ -117,6 +117,13 @@ impl Prepared {
         Some(oldest)
     }
 
+    /// Takes out all that are none of these; they have to be closed.
+    pub fn remove_others(&mut self, own: &HashSet<StatementId, ahash::RandomState>) -> Vec<StatementId> {
+        let others: HashSet<_> = self.used.keys().chain(&self.there).copied().filter(|id| !own.contains(id)).collect();
+        self.used.retain(|id, _| own.contains(id));
+        others.into_iter().collect()
+    }
+
     /// The backend answered that a statement is there (true) or gone (false), or passed over the question; `last` when
     /// nothing else about it is under way.
     pub fn settle(&mut self, id: StatementId, there: Option<bool>, last: bool) {

@@ -7,9 +7,9 @@ use crate::sql::{Look, Marks};
 use crate::wire::messages;
 
 impl Flow {
-    /// What other sessions have left to be seen on this backend goes before this one looks, or adds to it: what they have
-    /// done to sequences, and their statements. Only as the first thing in a transaction: later on that would be its own
-    /// doing, too.
+    /// What other sessions have left to be seen on this backend goes before this one looks, or adds to it: their
+    /// statements, and what they have done to sequences. The latter only as the first thing in a transaction: later on
+    /// that would be its own doing, too.
     pub(super) fn forget_others(
         &mut self,
         backend: &mut BackendState,
@@ -17,17 +17,25 @@ impl Flow {
         text: &[u8],
         splice: &mut Splice<'_>,
     ) {
-        if !self.is_free() {
-            return;
-        }
         let looks_at = |mark| look.is_some_and(|look| look.marks.contains(mark));
-        if backend.sequences_of_others && (looks_at(Marks::SEQUENCE_READ) || self.counts_advance(text)) {
+        if looks_at(Marks::STATEMENTS) {
+            self.close_others(backend, splice);
+        }
+        if backend.sequences_of_others
+            && self.is_free()
+            && (looks_at(Marks::SEQUENCE_READ) || self.counts_advance(text))
+        {
             backend.sequences_of_others = false;
             self.ours(backend, "DISCARD SEQUENCES", Expected::Ahead, splice);
         }
-        if looks_at(Marks::STATEMENTS) && !self.state.held {
-            backend.prepared.clear();
-            self.ours(backend, "DEALLOCATE ALL", Expected::Ahead, splice);
+    }
+
+    /// Closes the statements that the client has not prepared, one by one: DEALLOCATE ALL would take those that it has
+    /// made in SQL, and be part of its transaction.
+    fn close_others(&mut self, backend: &mut BackendState, splice: &mut Splice<'_>) {
+        let own = self.mine.ids();
+        for id in backend.prepared.remove_others(&own) {
+            self.inject_close(Some(id), splice);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Protocol-level prepared statements: what one client calls them.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::state::SessionState;
@@ -53,6 +53,11 @@ impl ClientStatements {
 
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
         self.named.get(name).map(|(statement, _)| statement)
+    }
+
+    /// Those that it has, whatever it calls them.
+    pub fn ids(&self) -> HashSet<StatementId, ahash::RandomState> {
+        self.named.values().map(|(statement, _)| statement.id).collect()
     }
 
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {

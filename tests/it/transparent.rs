@@ -471,3 +471,26 @@ async fn nobody_sees_what_another_has_prepared() {
     assert_eq!(other.value("SELECT count(*) FROM pg_prepared_statements").await, "0");
     assert_eq!(values(&wire.exchange(&[run("a")]).await), ["secret"]);
 }
+
+#[tokio::test]
+async fn a_pinned_client_does_not_see_what_others_have_prepared() {
+    let stage = one_backend().await;
+    let (mut wire, mut other) = (stage.client().await, stage.client().await);
+    let run = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    assert_eq!(values(&wire.exchange(&[parse("a", "SELECT 'secret'"), run("a")]).await), ["secret"]);
+    assert_eq!(values(&other.exchange(&[parse("b", "SELECT 'own'"), run("b")]).await), ["own"]);
+    let all = "SELECT string_agg(statement, ', ' ORDER BY prepare_time) FROM pg_prepared_statements";
+    other.query("PREPARE mine AS SELECT 1").await.unwrap();
+    assert_eq!(other.value(all).await, "SELECT 'own', PREPARE mine AS SELECT 1");
+    let batch = [parse("", all), bind("", "", &[]), execute("", 0), run("b")];
+    assert_eq!(values(&other.exchange(&batch).await), ["SELECT 'own', PREPARE mine AS SELECT 1", "own"]);
+    assert_eq!(other.value("EXECUTE mine").await, "1");
+    other.query("DEALLOCATE mine").await.unwrap();
+    // In a transaction as well, and what is closed there stays so when it fails.
+    assert_eq!(values(&wire.exchange(&[run("a")]).await), ["secret"]);
+    other.query("BEGIN; SELECT 1").await.unwrap();
+    assert_eq!(other.value(all).await, "SELECT 'own'");
+    other.query("ROLLBACK").await.unwrap();
+    assert_eq!(values(&wire.exchange(&[run("a")]).await), ["secret"]);
+    assert_eq!(values(&other.exchange(&[run("b")]).await), ["own"]);
+}
