@@ -19,6 +19,8 @@ pub struct Statement {
     pub look: Option<Box<Look>>,
     /// The command tag that the client expects, where it is not the statement's own.
     pub tag: Option<&'static str>,
+    /// The state of the schema that it is analysed with.
+    pub schema: u64,
     /// Some backend has taken it.
     proved: AtomicBool,
 }
@@ -54,8 +56,12 @@ impl Statements {
         self.schema.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn id_of(&self, rest: &[u8], context: u64) -> StatementId {
-        let schema = self.schema.load(Ordering::Relaxed);
+    /// The state of the schema now.
+    pub fn schema(&self) -> u64 {
+        self.schema.load(Ordering::Relaxed)
+    }
+
+    fn id_of(rest: &[u8], context: u64, schema: u64) -> StatementId {
         let numbers = [context.to_be_bytes(), schema.to_be_bytes()].concat();
         let digest = Sha256::new().chain_update(numbers).chain_update(rest).finalize();
         let half = digest.first_chunk::<16>().expect("SHA-256 has 32 bytes");
@@ -70,7 +76,8 @@ impl Statements {
         tag: Option<&'static str>,
         look: impl FnOnce() -> Option<Box<Look>>,
     ) -> Arc<Statement> {
-        let id = self.id_of(rest, context);
+        let schema = self.schema();
+        let id = Self::id_of(rest, context, schema);
         let mut known = self.lock();
         if let Some(statement) = known.get(&id).and_then(Weak::upgrade) {
             return statement;
@@ -78,14 +85,14 @@ impl Statements {
         if known.len() == known.capacity() {
             known.retain(|_, statement| statement.strong_count() > 0);
         }
-        let statement = Arc::new(Statement { id, rest: rest.into(), look: look(), tag, proved: false.into() });
+        let statement = Arc::new(Statement { id, rest: rest.into(), look: look(), tag, schema, proved: false.into() });
         known.insert(id, Arc::downgrade(&statement));
         statement
     }
 
     /// The pool's copy of a statement that some client has and some backend has taken.
     pub fn proved(&self, rest: &[u8], context: u64) -> Option<Arc<Statement>> {
-        let statement = self.lock().get(&self.id_of(rest, context)).and_then(Weak::upgrade)?;
+        let statement = self.lock().get(&Self::id_of(rest, context, self.schema())).and_then(Weak::upgrade)?;
         statement.proved.load(Ordering::Relaxed).then_some(statement)
     }
 

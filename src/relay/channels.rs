@@ -145,7 +145,7 @@ impl Flow {
         if let Some((from, to)) = request.parse {
             self.forget_unnamed();
             let (rest, tag, look) = look_into(&input[from..to], &self.state, true);
-            self.mine.set_unnamed(&rest, tag, look);
+            self.mine.set_unnamed(&rest, tag, look, self.shared.schema());
         } else if request.simple {
             self.forget_unnamed();
         }

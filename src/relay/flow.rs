@@ -68,7 +68,11 @@ pub(super) enum Expected {
     /// BindComplete for a portal of this statement, or of one that is not ours.
     Bind(Option<StatementId>),
     /// The description of this statement, or of what is not ours.
-    Describe(Option<StatementId>),
+    Describe(Option<Described>),
+    /// The same, that the client knows nothing of: whether it is still what the client was told.
+    Check(Described),
+    /// Stands for the BindComplete of a statement that is not: PostgreSQL's error for it is put in other words.
+    Outdated,
     /// With the command tag that the client expects, where it is another.
     Execute(Option<&'static str>),
     /// CloseComplete for a portal, or for a name that is not one of ours.
@@ -102,6 +106,23 @@ impl Expected {
                 | Expected::FunctionCall
         )
     }
+}
+
+/// A client's statement whose description is due. The unnamed one has no identity.
+#[derive(Debug)]
+pub(super) struct Described {
+    pub id: Option<StatementId>,
+    pub name: Box<[u8]>,
+}
+
+/// What keeps the client's next message from being sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    No,
+    /// An answer that tells whether a statement is still what the client was told.
+    Check,
+    /// It tells that it is not: the next message is a Bind that must not work.
+    Outdated,
 }
 
 /// A batch that fails because a statement's plan is out of date (after a migration) is sent once more, and the client
@@ -194,6 +215,11 @@ pub struct Flow {
     pub(super) retry_names: Vec<Box<[u8]>>,
     /// The name that the error in hand is about.
     pub(super) taken: Option<Box<[u8]>>,
+    /// The error in hand is to say that a statement's plan is out of date.
+    pub(super) outdated: bool,
+    /// The parameter types in the description that is just coming.
+    pub(super) types: Vec<u8>,
+    pub(super) wait: Wait,
     /// The command tag for the message in hand.
     pub(super) retagged: Option<&'static str>,
     pub(super) expected: VecDeque<Expected>,
@@ -233,6 +259,9 @@ impl Flow {
             retry: Retry::No,
             retry_names: Vec::new(),
             taken: None,
+            outdated: false,
+            types: Vec::new(),
+            wait: Wait::No,
             retagged: None,
             expected: VecDeque::new(),
             status: TransactionStatus::Idle,

@@ -291,7 +291,9 @@ impl<'a> Exchange<'a> {
 
     fn repeat(&mut self, cx: &mut Context<'_>) -> Result<bool, Broken> {
         let first = std::mem::take(&mut self.first);
-        Ok(self.forward(cx, &first)?.1)
+        let (consumed, terminated) = self.forward(cx, &first)?;
+        self.client.put_back(&first[consumed..]);
+        Ok(terminated)
     }
 
     /// Sends requests on; gives how many bytes of them, and whether the client said goodbye.

@@ -1,10 +1,14 @@
 //! What a backend has to have, and not to have, before a client's request reaches it: statements and traces of others.
 
-use super::flow::{Expected, Flow};
+use std::sync::Arc;
+
+use super::flow::{Described, Expected, Flow, Wait};
 use super::splice::Splice;
-use crate::backend::{BackendState, StatementId, UnnamedOwner};
+use super::statements::Unnamed;
+use crate::backend::{BackendState, Statement, StatementId, UnnamedOwner};
 use crate::sql::{Look, Marks};
 use crate::wire::messages;
+use crate::wire::tag::frontend;
 
 impl Flow {
     /// What other sessions have left to be seen on this backend goes before this one looks, or adds to it: their
@@ -39,8 +43,52 @@ impl Flow {
         }
     }
 
-    /// Prepares a statement on this backend if another one has it.
-    pub(super) fn ensure(&mut self, backend: &mut BackendState, id: StatementId, rest: &[u8], splice: &mut Splice<'_>) {
+    /// Whether this backend has a statement, whatever becomes of what is under way; counts as a use.
+    pub(super) fn has(&self, backend: &mut BackendState, id: StatementId) -> bool {
+        backend.prepared.touch(id) && !self.in_flight.is_unsure(Some(id))
+    }
+
+    /// Prepares a client's statement on this backend if another one has it. Gives the statement, which is a new one when the
+    /// schema has changed, and whether the client was told something of the old one that may be so no more.
+    pub(super) fn ensure(
+        &mut self,
+        backend: &mut BackendState,
+        name: &[u8],
+        statement: Arc<Statement>,
+        splice: &mut Splice<'_>,
+    ) -> (Arc<Statement>, bool) {
+        if self.has(backend, statement.id) || !self.is_stale(statement.schema) {
+            self.prepare(backend, statement.id, &statement.rest, splice);
+            return (statement, false);
+        }
+        // Of the old one every backend that has it has the same: others may rely on that.
+        if backend.prepared.is_expired(statement.id) {
+            self.inject_close(Some(statement.id), splice);
+        }
+        let rest = self.mine.renewed(name, &statement);
+        let context = self.state.parse_context(self.session, statement.look.as_deref());
+        let statement = self.shared.intern(&rest, context, statement.tag, || statement.look.clone());
+        let unchecked = self.mine.renew(name, statement.clone());
+        self.prepare(backend, statement.id, &statement.rest, splice);
+        (statement, unchecked)
+    }
+
+    /// Whether what was analysed with this state of the schema may be something else now.
+    fn is_stale(&self, schema: u64) -> bool {
+        self.state.changed_schema || self.shared.schema() != schema
+    }
+
+    /// Asks whether a statement is still what the client was told; its message has to wait for that.
+    pub(super) fn check_result(&mut self, id: Option<StatementId>, name: &[u8], splice: &mut Splice<'_>) {
+        let server_name = id.map(StatementId::server_name).unwrap_or_default();
+        messages::describe_statement(splice.insert(), server_name.as_bytes());
+        messages::framed(splice.insert(), frontend::FLUSH, &[]);
+        self.extended(Expected::Check(Described { id, name: name.into() }));
+        self.wait = Wait::Check;
+        self.held_back = true;
+    }
+
+    fn prepare(&mut self, backend: &mut BackendState, id: StatementId, rest: &[u8], splice: &mut Splice<'_>) {
         let there = backend.prepared.touch(id);
         let unsure = self.in_flight.is_unsure(Some(id));
         if there && !unsure {
@@ -57,25 +105,28 @@ impl Flow {
     }
 
     /// The same for the unnamed statement: a client finds its own, or none, but never somebody else's.
-    pub(super) fn ensure_unnamed(&mut self, backend: &mut BackendState, splice: &mut Splice<'_>) {
+    pub(super) fn ensure_unnamed(&mut self, backend: &mut BackendState, splice: &mut Splice<'_>) -> bool {
         let unsure = self.in_flight.is_unsure(None);
-        match self.mine.unnamed() {
-            Some(unnamed) => {
-                let owner = Some(UnnamedOwner { session: self.session, version: unnamed.version });
-                if backend.unnamed != owner || unsure {
-                    messages::parse(splice.insert(), b"", &unnamed.rest);
-                    backend.unnamed = owner;
-                    self.in_flight.sent(None, true);
-                    self.extended(Expected::InjectedParse(None));
-                }
-            }
-            None if self.is_unshared(b"") => {}
-            None if backend.unnamed.is_some() || unsure => {
+        let changed = self.state.changed_schema;
+        let Some(unnamed) = self.mine.unnamed_mut() else {
+            if !self.is_unshared(b"") && (backend.unnamed.is_some() || unsure) {
                 backend.unnamed = None;
                 self.inject_close(None, splice);
             }
-            None => {}
+            return false;
+        };
+        let owner = Some(UnnamedOwner { session: self.session, version: unnamed.version });
+        if backend.unnamed != owner || unsure {
+            let schema = self.shared.schema();
+            if changed || unnamed.schema != schema {
+                unnamed.renew(schema);
+            }
+            messages::parse(splice.insert(), b"", &unnamed.rest);
+            backend.unnamed = owner;
+            self.in_flight.sent(None, true);
+            self.extended(Expected::InjectedParse(None));
         }
+        self.mine.unnamed().is_some_and(Unnamed::is_unchecked)
     }
 
     /// Notes a statement on the backend and closes those that have to go for it.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 
-use super::flow::{Batch, ClientFault, Expected, Flow, ParseNote, Retry, TransactionStatus};
+use super::flow::{Batch, ClientFault, Described, Expected, Flow, ParseNote, Retry, TransactionStatus, Wait};
 use super::splice::Splice;
 use super::statements::look_into;
 use crate::backend::{BackendState, Settings, UnnamedOwner};
@@ -20,6 +20,8 @@ const MAX_EXPECTED: usize = 1 << 18;
 const MAX_FORWARDED: usize = 1 << 18;
 /// Of a simple query so much has to be here before it goes on; a longer one cannot be looked into whole.
 pub const QUERY_BOUND: usize = 64 * 1024;
+/// The name of no statement.
+const NO_STATEMENT: &str = "pgt_outdated";
 /// PostgreSQL's bound for messages that carry names only (PQ_SMALL_MESSAGE_LIMIT).
 const SMALL_MESSAGE: usize = 10_000;
 
@@ -43,11 +45,18 @@ struct Message<'a> {
     view: &'a [u8],
     /// Payload bytes still to come.
     rest: usize,
+    /// What is in view behind it.
+    behind: &'a [u8],
 }
 
 impl Message<'_> {
     fn is_whole(&self) -> bool {
         self.rest == 0
+    }
+
+    /// Whether the client asks for the description of a portal next.
+    fn is_described(&self) -> bool {
+        self.is_whole() && self.behind.first() == Some(&frontend::DESCRIBE) && self.behind.get(HEADER) == Some(&b'P')
     }
 }
 
@@ -97,19 +106,30 @@ impl Flow {
             }
             let in_view = available.min(header.payload);
             let end = at + HEADER + in_view;
-            let message =
-                Message { tag: header.tag, at, end, view: &input[at + HEADER..end], rest: header.payload - in_view };
+            let message = Message {
+                tag: header.tag,
+                at,
+                end,
+                view: &input[at + HEADER..end],
+                rest: header.payload - in_view,
+                behind: &input[end..],
+            };
             self.request_rest = message.rest;
             self.request(backend, &message, splice)?;
+            if self.held_back {
+                self.request_rest = 0;
+                break;
+            }
             at = end;
             self.answer_known(&mut |tag, parts| messages::framed(replies, tag, parts));
         }
         Ok(Taken { consumed: at, terminated: false })
     }
 
-    /// No more requests are taken before there are answers: so many are due, or what failed has to be sent again first.
+    /// No more requests are taken before there are answers: so many are due, or what failed has to be sent again first, or
+    /// they tell what becomes of the next request.
     pub fn is_full(&self) -> bool {
-        matches!(self.retry, Retry::Failed(_)) || self.expected.len() >= MAX_EXPECTED
+        matches!(self.retry, Retry::Failed(_)) || self.wait == Wait::Check || self.expected.len() >= MAX_EXPECTED
     }
 
     /// The last call to [`Flow::requests`] left something that it could have taken, had there been room for it.
@@ -359,7 +379,7 @@ impl Flow {
         let (rest, tag, look) = look_into(rest, &self.state, self.status == TransactionStatus::Idle);
         self.forget_others(backend, look.as_deref(), cstr(&rest).map_or(b"", |(text, _)| text), splice);
         if name.is_empty() {
-            let unnamed = self.mine.set_unnamed(&rest, tag, look);
+            let unnamed = self.mine.set_unnamed(&rest, tag, look, self.shared.schema());
             backend.unnamed = Some(UnnamedOwner { session: self.session, version: unnamed.version });
             self.in_flight.sent(None, true);
             self.extended(Expected::Parse(ParseNote::Unnamed));
@@ -374,11 +394,10 @@ impl Flow {
             splice.pass(message.at, message.end);
             return Ok(());
         }
-        if let Some(taken) = self.mine.get(name) {
+        if let Some((taken, _)) = self.mine.find(name) {
             // PostgreSQL answers 42P05: so will it, when the name that the first one got is used again.
-            let id = taken.id;
-            self.ensure(backend, id, &taken.rest.clone(), splice);
-            messages::parse(splice.insert(), id.server_name().as_bytes(), &rest);
+            let (taken, _) = self.ensure(backend, name, taken, splice);
+            messages::parse(splice.insert(), taken.id.server_name().as_bytes(), &rest);
             self.extended(Expected::Parse(ParseNote::Taken(name.into())));
             return Ok(());
         }
@@ -437,27 +456,34 @@ impl Flow {
         let malformed = || ClientFault::Malformed(message.tag);
         let (portal, after_portal) = cstr(message.view).ok_or_else(malformed)?;
         let (name, values) = cstr(after_portal).ok_or_else(malformed)?;
+        if self.wait == Wait::Outdated {
+            self.wait = Wait::No;
+            rename_bind(message, splice, [portal, name, values], NO_STATEMENT);
+            self.extended(Expected::Outdated);
+            return Ok(());
+        }
         if name.is_empty() {
-            self.ensure_unnamed(backend, splice);
+            if self.ensure_unnamed(backend, splice) && !message.is_described() {
+                self.check_result(None, name, splice);
+                return Ok(());
+            }
             if let Some(unnamed) = self.mine.take_unnamed() {
                 self.bound(backend, portal, unnamed.look.as_deref(), unnamed.tag, &unnamed.rest);
                 self.mine.put_unnamed(unnamed);
             }
-        } else if let Some(statement) = self.mine.get(name).cloned() {
+        } else if let Some((statement, mut unchecked)) = self.mine.find(name) {
             let text = cstr(&statement.rest).map_or(&b""[..], |(text, _)| text);
             self.forget_others(backend, statement.look.as_deref(), text, splice);
-            self.ensure(backend, statement.id, &statement.rest, splice);
-            self.bound(backend, portal, statement.look.as_deref(), statement.tag, &statement.rest);
-            let server_name = statement.id.server_name();
-            let grown = server_name.len() - name.len().min(server_name.len());
-            let shrunk = name.len().saturating_sub(server_name.len());
-            let payload = message.view.len() + message.rest + grown - shrunk;
-            let out = splice.insert();
-            out.push(frontend::BIND);
-            out.extend((payload as u32 + 4).to_be_bytes());
-            for part in [portal, b"\0", server_name.as_bytes(), b"\0", values] {
-                out.extend_from_slice(part);
+            let mut statement = statement;
+            if !self.has(backend, statement.id) {
+                (statement, unchecked) = self.ensure(backend, name, statement, splice);
             }
+            if unchecked && !message.is_described() {
+                self.check_result(Some(statement.id), name, splice);
+                return Ok(());
+            }
+            self.bound(backend, portal, statement.look.as_deref(), statement.tag, &statement.rest);
+            rename_bind(message, splice, [portal, name, values], &statement.id.server_name());
             self.extended(Expected::Bind(Some(statement.id)));
             return Ok(());
         } else {
@@ -475,21 +501,25 @@ impl Flow {
         message: &Message<'_>,
         splice: &mut Splice<'_>,
     ) -> Result<(), ClientFault> {
-        match named_statement(message)? {
-            Some(b"") => self.ensure_unnamed(backend, splice),
-            Some(name) => {
-                if let Some(statement) = self.mine.get(name).cloned() {
-                    self.ensure(backend, statement.id, &statement.rest, splice);
-                    let server_name = statement.id.server_name();
-                    messages::framed(splice.insert(), message.tag, &[b"S", server_name.as_bytes(), b"\0"]);
-                    self.extended(Expected::Describe(Some(statement.id)));
-                    return Ok(());
-                }
+        let mut described = None;
+        if let Some(name) = named_statement(message)? {
+            let mut id = None;
+            if name.is_empty() {
+                self.ensure_unnamed(backend, splice);
+            } else if let Some((statement, _)) = self.mine.find(name) {
+                id = Some(self.ensure(backend, name, statement, splice).0.id);
             }
-            None => {}
+            // What it takes from now on is what it is told now.
+            if let Some(Some(told)) = self.mine.told(name) {
+                told.unchecked = false;
+            }
+            described = (id.is_some() || name.is_empty()).then(|| Described { id, name: name.into() });
         }
-        self.extended(Expected::Describe(None));
-        splice.pass(message.at, message.end);
+        match described.as_ref().and_then(|described| described.id) {
+            Some(id) => messages::describe_statement(splice.insert(), id.server_name().as_bytes()),
+            None => splice.pass(message.at, message.end),
+        }
+        self.extended(Expected::Describe(described));
         Ok(())
     }
 
@@ -512,6 +542,17 @@ impl Flow {
         self.extended(Expected::Close);
         splice.pass(message.at, message.end);
         Ok(())
+    }
+}
+
+/// Puts in a Bind of another statement's name. Of its values only those in view follow: the others come behind.
+fn rename_bind(message: &Message<'_>, splice: &mut Splice<'_>, [portal, name, values]: [&[u8]; 3], server_name: &str) {
+    let payload = message.view.len() + message.rest + server_name.len() - name.len();
+    let out = splice.insert();
+    out.push(frontend::BIND);
+    out.extend((payload as u32 + 4).to_be_bytes());
+    for part in [portal, b"\0", server_name.as_bytes(), b"\0", values] {
+        out.extend_from_slice(part);
     }
 }
 

@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::flow::{Batch, Expected, Flow, ParseNote, Retry, TransactionStatus};
+use super::flow::{Batch, Described, Expected, Flow, ParseNote, Retry, TransactionStatus, Wait};
 use super::splice::Splice;
+use super::statements::{Told, shape_of};
 use crate::backend::{BackendState, StatementId, UnnamedOwner};
 use crate::metrics::Pin;
 use crate::wire::tag::backend as tag;
@@ -14,6 +15,12 @@ use crate::wire::{HEADER, Header, PgError, ReadFault, Severity, messages};
 const ERROR_VIEW: usize = 2048;
 /// A parameter's name and value longer than this are not kept.
 const PARAMETER_BOUND: usize = 64 * 1024;
+/// A description longer than this is not remembered.
+const DESCRIPTION_BOUND: usize = 64 * 1024;
+/// PostgreSQL's error for a statement that would give another result than it did when it was prepared. Drivers look at the
+/// routine, too.
+const OUTDATED: &[u8] = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0\
+    Fplancache.c\0RRevalidateCachedQuery\0\0";
 /// A CommandComplete longer than this is none of PostgreSQL's.
 const TAG_BOUND: usize = 1024;
 
@@ -42,7 +49,7 @@ impl Flow {
             let own = matches!(self.expected.front(), Some(Expected::Ahead | Expected::Behind));
             let ahead = own && header.tag != tag::NOTIFICATION;
             // Our own answers are short, and the client must not get the rest of one.
-            let needed = if ahead { header.payload } else { bytes_needed(header.tag) };
+            let needed = if ahead { header.payload } else { self.answer_needed(header) };
             if available < header.payload.min(needed) {
                 break;
             }
@@ -126,6 +133,9 @@ impl Flow {
 
     /// Lets a message pass; a command tag as the client expects it, an error with the client's names.
     fn forward(&mut self, tag: u8, view: &[u8], at: usize, end: usize, splice: &mut Splice<'_>) {
+        if tag == tag::ERROR && std::mem::take(&mut self.outdated) {
+            return messages::framed(splice.insert(), tag, &[OUTDATED]);
+        }
         if tag == tag::ERROR
             && self.response_rest == 0
             && let Some(renamed) = self.with_own_names(view)
@@ -169,9 +179,20 @@ impl Flow {
             }
             (tag::BIND_COMPLETE, Some(Expected::Bind(_)))
             | (tag::CLOSE_COMPLETE, Some(Expected::Close))
-            | (tag::ROW_DESCRIPTION | tag::NO_DATA, Some(Expected::Describe(_)))
             | (tag::EMPTY_QUERY | tag::PORTAL_SUSPENDED, Some(Expected::Execute(_))) => {
                 self.expected.pop_front();
+            }
+            (tag::PARAMETER_DESCRIPTION, Some(Expected::Describe(Some(_)))) => {
+                self.types.clear();
+                if self.response_rest == 0 {
+                    self.types.extend_from_slice(view);
+                }
+            }
+            (tag::PARAMETER_DESCRIPTION, Some(Expected::Check(_))) => return Ok(false),
+            (tag::ROW_DESCRIPTION | tag::NO_DATA, Some(Expected::Describe(_))) => self.described(view),
+            (tag::ROW_DESCRIPTION | tag::NO_DATA, Some(Expected::Check(_))) => {
+                self.checked(view);
+                return Ok(false);
             }
             (tag::PARSE_COMPLETE | tag::BIND_COMPLETE | tag::CLOSE_COMPLETE, _) => {
                 return Err(ReadFault::Unexpected(tag));
@@ -206,6 +227,42 @@ impl Flow {
         Ok(true)
     }
 
+    /// The client is told what a statement or portal gives: that has to stay so.
+    fn described(&mut self, view: &[u8]) {
+        let Some(Expected::Describe(Some(Described { name, .. }))) = self.expected.pop_front() else { return };
+        // Bound in the same batch, the unnamed one is seldom used again.
+        let unused = name.is_empty() && matches!(self.expected.front(), Some(Expected::Bind(_)));
+        let whole = self.response_rest == 0 && !self.types.is_empty() && !unused;
+        if let Some(told) = self.mine.told(&name) {
+            let told_now = || Told { types: self.types[..].into(), shape: shape_of(view), unchecked: false };
+            *told = whole.then(told_now);
+        }
+    }
+
+    /// A statement was analysed anew: it is what the client was told, or it cannot be used once more.
+    fn checked(&mut self, view: &[u8]) {
+        self.wait = Wait::No;
+        let Some(Expected::Check(Described { name, .. })) = self.expected.pop_front() else { return };
+        let Some(told) = self.mine.told(&name) else { return };
+        match told {
+            Some(known) if known.shape == shape_of(view) => known.unchecked = false,
+            Some(_) => {
+                *told = None;
+                self.wait = Wait::Outdated;
+            }
+            None => {}
+        }
+    }
+
+    /// How much of an answer's payload has to be in view before it can be forwarded.
+    fn answer_needed(&self, header: Header) -> usize {
+        match (header.tag, self.expected.front()) {
+            (tag::ROW_DESCRIPTION | tag::PARAMETER_DESCRIPTION, Some(Expected::Check(_))) => header.payload,
+            (tag::ROW_DESCRIPTION | tag::PARAMETER_DESCRIPTION, Some(Expected::Describe(Some(_)))) => DESCRIPTION_BOUND,
+            (tag, _) => bytes_needed(tag),
+        }
+    }
+
     fn command_complete(&mut self, backend: &mut BackendState, view: &[u8]) {
         let command = view.strip_suffix(b"\0").unwrap_or(view);
         self.state.channels.completed(command);
@@ -230,12 +287,19 @@ impl Flow {
     /// A statement of ours cannot be used as it is: the plan's result has changed (RevalidateCachedQuery in PostgreSQL), or
     /// something has dropped it. It is prepared again when it is next used; says whether that can be at once.
     fn expired(&mut self, backend: &mut BackendState, error: &PgError, view: &[u8]) -> bool {
-        let Some(Expected::Bind(Some(id)) | Expected::Describe(Some(id))) = self.expected.front() else { return false };
-        let id = *id;
+        let id = match self.expected.front() {
+            Some(Expected::Bind(id)) => *id,
+            Some(Expected::Describe(Some(described)) | Expected::Check(described)) => described.id,
+            _ => None,
+        };
+        let Some(id) = id else { return false };
         let outdated = error.code == "0A000" && memchr::memmem::find(view, b"RRevalidateCachedQuery\0").is_some();
         let gone = error.code == "26000";
         if outdated || gone {
             backend.prepared.expire(id, gone);
+        }
+        if outdated {
+            self.mine.forget_told(id);
         }
         match self.retry {
             Retry::Possible(got) if gone || outdated && self.learns_the_result(id) => self.retry = Retry::Failed(got),
@@ -254,7 +318,12 @@ impl Flow {
 
     /// In the extended protocol the backend now passes over everything up to Sync. Says whether the client hears of it.
     fn error(&mut self, backend: &mut BackendState, view: &[u8]) -> bool {
-        let error = PgError::decode(view);
+        let mut error = PgError::decode(view);
+        self.outdated = matches!(self.expected.front(), Some(Expected::Outdated)) && error.code == "26000";
+        if self.outdated {
+            error.code = "0A000".to_owned();
+        }
+        self.wait = Wait::No;
         let expired = self.expired(backend, &error, view);
         self.taken = match self.expected.front() {
             Some(Expected::Parse(ParseNote::Taken(name))) => Some(name.clone()),

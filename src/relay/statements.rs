@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use super::state::SessionState;
@@ -25,11 +26,45 @@ pub fn look_into<'a>(
     }
 }
 
+/// What a client was told of a statement: PostgreSQL keeps to it for as long as the statement is there.
+#[derive(Debug)]
+pub struct Told {
+    /// The parameters' types, as ParameterDescription and Parse have them.
+    pub types: Box<[u8]>,
+    /// See [`shape_of`].
+    pub shape: Option<u64>,
+    /// The statement was analysed anew since then: whether the same came out is not known yet.
+    pub unchecked: bool,
+}
+
+/// A number for the result that a RowDescription's payload tells of, none for what is none: the names and types of its
+/// columns, and not the table that they come from (as in PostgreSQL's equalTupleDescs).
+pub fn shape_of(payload: &[u8]) -> Option<u64> {
+    let mut hasher = ahash::RandomState::with_seeds(1, 2, 3, 4).build_hasher();
+    let (_, mut columns) = payload.split_first_chunk::<2>()?;
+    while let Some((name, rest)) = cstr(columns) {
+        // Table and its column, type with size and modifier, format.
+        let (numbers, rest) = rest.split_first_chunk::<18>()?;
+        hasher.write(name);
+        hasher.write(&numbers[6..16]);
+        columns = rest;
+    }
+    Some(hasher.finish())
+}
+
+/// A statement under one of the client's names.
+#[derive(Debug)]
+struct Named {
+    statement: Arc<Statement>,
+    /// The time of its Parse.
+    born: u64,
+    told: Option<Told>,
+}
+
 /// One client's statements by its own names.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    /// With the time of their Parse.
-    named: HashMap<Box<[u8]>, (Arc<Statement>, u64), ahash::RandomState>,
+    named: HashMap<Box<[u8]>, Named, ahash::RandomState>,
     unnamed: Option<Unnamed>,
     versions: u64,
     clock: u64,
@@ -44,6 +79,31 @@ pub struct Unnamed {
     pub rest: Box<[u8]>,
     pub look: Option<Box<Look>>,
     pub tag: Option<&'static str>,
+    /// The state of the schema that it was analysed with.
+    pub schema: u64,
+    told: Option<Told>,
+}
+
+impl Unnamed {
+    /// Whether the client was told something about it that may be so no more.
+    pub fn is_unchecked(&self) -> bool {
+        self.told.as_ref().is_some_and(|told| told.unchecked)
+    }
+
+    /// It is about to be analysed anew.
+    pub fn renew(&mut self, schema: u64) {
+        self.schema = schema;
+        if let Some(told) = &mut self.told {
+            told.unchecked = true;
+            self.rest = with_types(&self.rest, &told.types).into();
+        }
+    }
+}
+
+/// A Parse's payload after the name with other parameter types.
+fn with_types(rest: &[u8], types: &[u8]) -> Vec<u8> {
+    let text = cstr(rest).map_or(rest, |(text, _)| text);
+    [text, b"\0", types].concat()
 }
 
 impl ClientStatements {
@@ -52,21 +112,55 @@ impl ClientStatements {
     }
 
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.named.get(name).map(|(statement, _)| statement)
+        self.named.get(name).map(|named| &named.statement)
+    }
+
+    /// The same; and whether the client was told something about it that may be so no more.
+    pub fn find(&self, name: &[u8]) -> Option<(Arc<Statement>, bool)> {
+        let Named { statement, told, .. } = self.named.get(name)?;
+        Some((statement.clone(), told.as_ref().is_some_and(|told| told.unchecked)))
+    }
+
+    /// What the client was told of a statement, the unnamed one included.
+    pub fn told(&mut self, name: &[u8]) -> Option<&mut Option<Told>> {
+        match name {
+            b"" => self.unnamed.as_mut().map(|unnamed| &mut unnamed.told),
+            _ => self.named.get_mut(name).map(|named| &mut named.told),
+        }
+    }
+
+    /// The client has been told that what it knows of a statement is out of date.
+    pub fn forget_told(&mut self, id: StatementId) {
+        self.named.values_mut().filter(|named| named.statement.id == id).for_each(|named| named.told = None);
+    }
+
+    /// What has to be prepared so that a statement is analysed anew, with the parameter types that the client knows.
+    pub fn renewed(&self, name: &[u8], statement: &Statement) -> Box<[u8]> {
+        match self.named.get(name).and_then(|named| named.told.as_ref()) {
+            Some(told) => with_types(&statement.rest, &told.types).into(),
+            None => statement.rest.clone(),
+        }
+    }
+
+    /// A statement is another one now; says whether the client was told something of the one before.
+    pub fn renew(&mut self, name: &[u8], statement: Arc<Statement>) -> bool {
+        let Some(named) = self.named.get_mut(name) else { return false };
+        named.statement = statement;
+        named.told.as_mut().map(|told| told.unchecked = true).is_some()
     }
 
     /// Those that it has, whatever it calls them.
     pub fn ids(&self) -> HashSet<StatementId, ahash::RandomState> {
-        self.named.values().map(|(statement, _)| statement.id).collect()
+        self.named.values().map(|named| named.statement.id).collect()
     }
 
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
-        self.named.insert(name.into(), (statement, self.clock));
+        self.named.insert(name.into(), Named { statement, born: self.clock, told: None });
         self.clock += 1;
     }
 
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
-        let (statement, _) = self.named.remove(name)?;
+        let Named { statement, .. } = self.named.remove(name)?;
         self.dropped.push((statement.id, name.into()));
         Some(statement)
     }
@@ -78,18 +172,28 @@ impl ClientStatements {
 
     /// What the client calls a statement.
     pub fn name_of(&self, id: StatementId) -> Option<&[u8]> {
-        let named = self.named.iter().find(|(_, (statement, _))| statement.id == id).map(|(name, _)| &**name);
+        let named = self.named.iter().find(|(_, named)| named.statement.id == id).map(|(name, _)| &**name);
         named.or_else(|| self.dropped.iter().rev().find(|(dropped, _)| *dropped == id).map(|(_, name)| &**name))
     }
 
     /// A new unnamed statement replaces the one before.
-    pub fn set_unnamed(&mut self, rest: &[u8], tag: Option<&'static str>, look: Option<Box<Look>>) -> &Unnamed {
+    pub fn set_unnamed(
+        &mut self,
+        rest: &[u8],
+        tag: Option<&'static str>,
+        look: Option<Box<Look>>,
+        schema: u64,
+    ) -> &Unnamed {
         self.versions += 1;
-        self.unnamed.insert(Unnamed { version: self.versions, rest: rest.into(), look, tag })
+        self.unnamed.insert(Unnamed { version: self.versions, rest: rest.into(), look, tag, schema, told: None })
     }
 
     pub fn unnamed(&self) -> Option<&Unnamed> {
         self.unnamed.as_ref()
+    }
+
+    pub fn unnamed_mut(&mut self) -> Option<&mut Unnamed> {
+        self.unnamed.as_mut()
     }
 
     /// Takes the unnamed statement out for a moment.
@@ -112,7 +216,45 @@ impl ClientStatements {
 
     /// DEALLOCATE ALL, sent at this time: what was prepared behind it stays.
     pub fn clear(&mut self, sent: u64) {
-        let gone = self.named.extract_if(|_, (_, born)| *born < sent);
-        self.dropped.extend(gone.map(|(name, (statement, _))| (statement.id, name)));
+        let gone = self.named.extract_if(|_, named| named.born < sent);
+        self.dropped.extend(gone.map(|(name, named)| (named.statement.id, name)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shape_of_a_result_is_its_columns_names_and_types() {
+        let column = |name: &str, table: u8, kind: u8, format: u8| {
+            [name.as_bytes(), b"\0\0\0\0", &[table], b"\0\x01\0\0\0", &[kind], b"\0\x04\xff\xff\xff\xff\0", &[format]]
+                .concat()
+        };
+        let shape = |columns: &[Vec<u8>]| shape_of(&[&[0, columns.len() as u8][..], &columns.concat()].concat());
+        let one = shape(&[column("x", 1, 23, 0), column("y", 1, 25, 0)]);
+        assert!(one.is_some());
+        assert_eq!(shape(&[column("x", 2, 23, 1), column("y", 0, 25, 1)]), one, "from another table, in binary");
+        for other in [
+            shape(&[column("x", 1, 23, 0)]),
+            shape(&[column("x", 1, 20, 0), column("y", 1, 25, 0)]),
+            shape(&[column("x", 1, 23, 0), column("z", 1, 25, 0)]),
+            shape(&[]),
+            shape_of(b""),
+        ] {
+            assert_ne!(other, one);
+        }
+    }
+
+    #[test]
+    fn what_is_analysed_anew_keeps_the_parameter_types_that_the_client_knows() {
+        let mut mine = ClientStatements::default();
+        let types = b"\0\x01\0\0\0\x17";
+        mine.set_unnamed(b"SELECT $1\0\0\0", None, None, 1);
+        *mine.told(b"").unwrap() = Some(Told { types: types[..].into(), shape: None, unchecked: false });
+        let unnamed = mine.unnamed_mut().unwrap();
+        unnamed.renew(2);
+        assert_eq!((&*unnamed.rest, unnamed.schema), (&[&b"SELECT $1\0"[..], types].concat()[..], 2));
+        assert!(unnamed.is_unchecked());
     }
 }

@@ -114,6 +114,10 @@ pub fn parse(out: &mut impl BufMut, name: &[u8], rest: &[u8]) {
     framed(out, frontend::PARSE, &[name, b"\0", rest]);
 }
 
+pub fn describe_statement(out: &mut impl BufMut, name: &[u8]) {
+    framed(out, frontend::DESCRIBE, &[b"S", name, b"\0"]);
+}
+
 pub fn close_statement(out: &mut impl BufMut, name: &[u8]) {
     framed(out, frontend::CLOSE, &[b"S", name, b"\0"]);
 }

@@ -6,7 +6,7 @@ use toml::Value;
 
 use crate::eventually;
 use crate::harness::frontend::{
-    bind, close_statement, describe_statement, execute, flush, message, parse, query, sync,
+    bind, close_statement, describe_portal, describe_statement, execute, flush, message, parse, query, sync,
 };
 use crate::harness::postgres;
 use crate::harness::proxy::ProxyFiles;
@@ -36,20 +36,33 @@ impl Two {
         Two { stage, holders, backends }
     }
 
-    /// Runs messages while only this backend is free.
-    async fn on(&mut self, backend: usize, client: &mut Wire, messages: &[Vec<u8>]) -> String {
+    /// Leaves only this backend free.
+    async fn hold_all_but(&mut self, backend: usize) {
         for holder in &mut self.holders {
             holder.query("BEGIN; SELECT 1").await.unwrap();
         }
-        for holder in &mut self.holders {
+        let mut free = 0;
+        for (number, holder) in self.holders.iter_mut().enumerate() {
             if holder.value("SELECT pg_backend_pid()").await == self.backends[backend] {
                 holder.query("COMMIT").await.unwrap();
+                free = number;
             }
         }
-        let answer = client.exchange(messages).await;
-        for holder in &mut self.holders {
-            holder.query("COMMIT").await.unwrap();
+        // The one that holds comes first.
+        if free == 0 {
+            self.holders.swap(0, 1);
         }
+    }
+
+    async fn hold_none(&mut self) {
+        self.holders[0].query("COMMIT").await.unwrap();
+    }
+
+    /// Runs messages while only this backend is free.
+    async fn on(&mut self, backend: usize, client: &mut Wire, messages: &[Vec<u8>]) -> String {
+        self.hold_all_but(backend).await;
+        let answer = client.exchange(messages).await;
+        self.hold_none().await;
         let details = [sqlstates(&answer), values(&answer)].concat().join(",");
         format!("{} {details}", tags(&answer))
     }
@@ -444,4 +457,80 @@ async fn preparing_with_flush_and_in_one_go() {
     let all = [parse("t", "SELECT 't'"), describe_statement("t"), run("t", &[])];
     assert_eq!(two.on(1, &mut wire, &all).await, "1tT2DCZ t");
     assert_eq!(two.on(0, &mut wire, &[run("t", &[])]).await, "2DCZ t");
+}
+
+#[tokio::test]
+async fn a_statement_keeps_what_its_client_was_told_of_it_when_the_schema_changes() {
+    let mut two = Two::new().await;
+    let (mut wire, mut other, mut admin) =
+        (two.stage.client().await, two.stage.client().await, two.stage.client().await);
+    admin.query("CREATE TABLE t (x int); INSERT INTO t VALUES (1)").await.unwrap();
+    let prepare = |name: &str, sql: &str| [parse(name, sql), describe_statement(name), sync()].concat();
+    let described = |name: &str| [bind("", name, &[]), describe_portal(""), execute("", 0), sync()].concat();
+    for client in [&mut wire, &mut other] {
+        for (name, sql) in [("all", "SELECT * FROM t"), ("one", "SELECT x FROM t"), ("learns", "SELECT * FROM t")] {
+            assert_eq!(two.on(0, client, &[prepare(name, sql)]).await, "1tTZ ");
+        }
+    }
+    assert_eq!(two.on(0, &mut other, &[parse("untold", "SELECT * FROM t"), sync()]).await, "1Z ");
+    assert_eq!(two.on(0, &mut wire, &[prepare("", "SELECT * FROM t")]).await, "1tTZ ");
+    assert_eq!(two.on(0, &mut wire, &[prepare("insert", "INSERT INTO t (x) VALUES ($1)")]).await, "1tnZ ");
+    admin.query("ALTER TABLE t ADD y text DEFAULT 'new', ALTER x TYPE bigint").await.unwrap();
+    admin.query("ALTER TABLE t ALTER x TYPE int").await.unwrap();
+    // On a backend that has not seen them: what PostgreSQL would say, once for each client, and nothing was run.
+    for client in [&mut wire, &mut other] {
+        assert_eq!(two.on(1, client, &[run("all", &[])]).await, "EZ 0A000");
+        assert_eq!(two.on(1, client, &[run("all", &[])]).await, "2DCZ 1");
+        assert_eq!(two.on(1, client, &[run("one", &[])]).await, "2DCZ 1", "the same result");
+        assert_eq!(two.on(1, client, &[described("learns")]).await, "2TDCZ 1");
+    }
+    assert_eq!(two.on(1, &mut other, &[run("untold", &[])]).await, "2DCZ 1");
+    assert_eq!(two.on(1, &mut wire, &[prepare("", "SELECT * FROM t")]).await, "1tTZ ");
+    admin.query("ALTER TABLE t DROP y").await.unwrap();
+    assert_eq!(two.on(0, &mut wire, &[run("", &[])]).await, "EZ 0A000");
+    // The types of parameters stay.
+    admin.query("ALTER TABLE t ALTER x TYPE text").await.unwrap();
+    let messages = [describe_statement("insert"), sync()].concat();
+    two.hold_all_but(1).await;
+    let answer = wire.exchange(&[messages]).await;
+    two.hold_none().await;
+    assert_eq!((tags(&answer).as_str(), &answer[0].payload[2..]), ("tnZ", &23_u32.to_be_bytes()[..]));
+}
+
+#[tokio::test]
+async fn a_statement_out_of_date_fails_its_transaction_and_its_batch() {
+    let mut two = Two::new().await;
+    let (mut wire, mut admin) = (two.stage.client().await, two.stage.client().await);
+    admin.query("CREATE TABLE t (x int); INSERT INTO t VALUES (1); CREATE TABLE log (x int)").await.unwrap();
+    let messages = [parse("s", "SELECT * FROM t"), describe_statement("s"), sync()];
+    assert_eq!(two.on(0, &mut wire, &messages).await, "1tTZ ");
+    admin.query("ALTER TABLE t ADD y int").await.unwrap();
+    // What precedes it in its batch is undone with it, what follows it there is passed over.
+    let insert = [parse("", "INSERT INTO log VALUES (1)"), bind("", "", &[]), execute("", 0)].concat();
+    let batch = [insert.clone(), bind("", "s", &[]), execute("", 0), insert, sync()];
+    assert_eq!(two.on(1, &mut wire, &batch).await, "12CEZ 0A000");
+    assert_eq!(wire.value("SELECT count(*) FROM log").await, "0");
+    assert_eq!(two.on(1, &mut wire, &[run("s", &[])]).await, "2DCZ 1");
+    let messages = [parse("t", "SELECT * FROM t"), describe_statement("t"), sync()];
+    assert_eq!(two.on(0, &mut wire, &messages).await, "1tTZ ");
+    admin.query("ALTER TABLE t ADD z int").await.unwrap();
+    assert_eq!(two.on(1, &mut wire, &[query("BEGIN; INSERT INTO log VALUES (1)")]).await, "CCZ ");
+    let messages = wire.exchange(&[run("t", &[])]).await;
+    assert_eq!((sqlstates(&messages), messages.last().unwrap().status()), (vec!["0A000".to_owned()], 'E'));
+    assert_eq!(messages[0].error().fields[&'R'], "RevalidateCachedQuery");
+    assert_eq!(wire.failure("SELECT 1").await, "25P02");
+    wire.query("ROLLBACK").await.unwrap();
+    assert_eq!(wire.value("SELECT count(*) FROM log").await, "0");
+    // In the transaction that makes the change.
+    let messages = [parse("u", "SELECT * FROM t"), describe_statement("u"), sync()];
+    assert_eq!(two.on(0, &mut wire, &messages).await, "1tTZ ");
+    assert_eq!(two.on(1, &mut wire, &[query("BEGIN; ALTER TABLE t ADD u int")]).await, "CCZ ");
+    assert_eq!(sqlstates(&wire.exchange(&[run("u", &[])]).await), ["0A000"]);
+    wire.query("ROLLBACK").await.unwrap();
+    // A table that is gone is another error.
+    let messages = [parse("v", "SELECT * FROM t"), describe_statement("v"), sync()];
+    assert_eq!(two.on(0, &mut wire, &messages).await, "1tTZ ");
+    admin.query("DROP TABLE t").await.unwrap();
+    assert_eq!(two.on(1, &mut wire, &[run("v", &[])]).await, "EZ 42P01");
+    assert_eq!(wire.value("SELECT 1").await, "1");
 }
