@@ -123,6 +123,10 @@ pub(super) enum Wait {
     Check,
     /// It tells that it is not: the next message is a Bind that must not work.
     Outdated,
+    /// Idle backends have to leave the database that it is about.
+    Database,
+    /// They have.
+    Free,
 }
 
 /// A batch that fails because a statement's plan is out of date (after a migration) is sent once more, and the client
@@ -374,6 +378,16 @@ impl Flow {
     /// What we tell the client about its transaction without a backend's word for it.
     pub fn set_status(&mut self, status: TransactionStatus) {
         self.status = status;
+    }
+
+    /// The client's next request is about a database as a whole: no idle backend must be in its way.
+    pub fn waits_for_database(&self) -> bool {
+        self.wait == Wait::Database
+    }
+
+    /// None is any more.
+    pub fn database_is_free(&mut self) {
+        self.wait = Wait::Free;
     }
 
     /// No answer comes unless the client asks for more: it has to end its COPY or its batch first.

@@ -177,7 +177,8 @@ impl<'a> Exchange<'a> {
         }
         // Who is held waits for its next request here, so that it hears what its backend has to say.
         let worked = self.worked || !self.flow.state.held;
-        let free = self.mode != PoolMode::Session && worked && self.flow.is_free() && !self.backend.has_unsent();
+        let worked = worked && !self.flow.has_held_back() && !self.backend.has_unsent();
+        let free = self.mode != PoolMode::Session && worked && self.flow.is_free();
         free.then_some(Outcome::Free)
     }
 

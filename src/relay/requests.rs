@@ -129,7 +129,9 @@ impl Flow {
     /// No more requests are taken before there are answers: so many are due, or what failed has to be sent again first, or
     /// they tell what becomes of the next request.
     pub fn is_full(&self) -> bool {
-        matches!(self.retry, Retry::Failed(_)) || self.wait == Wait::Check || self.expected.len() >= MAX_EXPECTED
+        matches!(self.retry, Retry::Failed(_))
+            || matches!(self.wait, Wait::Check | Wait::Database)
+            || self.expected.len() >= MAX_EXPECTED
     }
 
     /// The last call to [`Flow::requests`] left something that it could have taken, had there been room for it.
@@ -189,6 +191,11 @@ impl Flow {
             splice.pass(message.at, message.end);
             return Ok(());
         }
+        if matches!(message.tag, frontend::QUERY | frontend::PARSE) && self.has_to_wait(message) {
+            self.wait = Wait::Database;
+            self.held_back = true;
+            return Ok(());
+        }
         match message.tag {
             frontend::PARSE if self.plain => self.extended(Expected::Parse(ParseNote::Plain)),
             frontend::BIND if self.plain => self.extended(Expected::Bind(None)),
@@ -229,6 +236,15 @@ impl Flow {
         }
         splice.pass(message.at, message.end);
         Ok(())
+    }
+
+    /// Whether a text is about a database in which idle backends may be.
+    fn has_to_wait(&mut self, message: &Message<'_>) -> bool {
+        let text = match message.tag {
+            frontend::PARSE => cstr(message.view).map_or(message.view, |(_, text)| text),
+            _ => message.view,
+        };
+        sql::touches_a_database(text) && std::mem::replace(&mut self.wait, Wait::No) != Wait::Free
     }
 
     fn query(&mut self, backend: &mut BackendState, message: &Message<'_>, splice: &mut Splice<'_>) {

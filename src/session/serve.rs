@@ -27,9 +27,8 @@ use crate::relay::{
     Broken, ClientFault, Exchange, Flow, FlowLimits, Moved, Outcome, QUERY_BOUND, SessionState, TransactionStatus,
 };
 use crate::sessions::{Order, WaitOver};
-use crate::sql;
 use crate::wire::tag::frontend;
-use crate::wire::{HEADER, Header, PgError, Severity, cstr, sqlstate};
+use crate::wire::{HEADER, Header, PgError, Severity, sqlstate};
 
 /// With so many bytes of answers to take, a client gets no further ones.
 const MAX_UNSENT: usize = 64 * 1024;
@@ -114,9 +113,6 @@ impl Serving<'_> {
         loop {
             if let Err(end) = self.next_request().await {
                 return end;
-            }
-            if touches_a_database(self.client.received()) {
-                self.context.pools.empty(&self.session.tenant).await;
             }
             let checkout = match self.listens().await {
                 Ok(true) => continue,
@@ -250,6 +246,7 @@ impl Serving<'_> {
         let mut ahead = flow.is_ahead();
         let mut too_long = pinned.as_ref().and_then(|pinned| pin_deadline(session, pinned));
         let mut missed = None;
+        let mut emptying = None;
         let mut exchange = Exchange::new(client, &mut checkout, flow, session.mode, metrics, begun);
         let result = exchange
             .run(|cx, flow, moved, client| {
@@ -269,9 +266,18 @@ impl Serving<'_> {
                 if let Err(end) = tell_notifications(listener.as_ref(), flow, client, cx) {
                     missed = Some(end);
                 }
+                if flow.waits_for_database() {
+                    let emptied = emptying.get_or_insert_with(|| Box::pin(context.pools.empty(&session.tenant)));
+                    if emptied.as_mut().poll(cx).is_ready() {
+                        emptying = None;
+                        flow.database_is_free();
+                        cx.waker().wake_by_ref();
+                    }
+                }
                 missed.is_some() || interrupted(registration.poll_ordered(cx), flow)
             })
             .await;
+        drop(emptying);
         let (moved, now) = (exchange.moved, exchange.clock);
         if session.mode != PoolMode::Session {
             metrics.transaction.observe(now.duration_since(begun).as_secs_f64());
@@ -501,23 +507,6 @@ fn first_request(received: &[u8], max: usize, flow: &Flow) -> Result<bool, End> 
         }
         Err(fault) => Err(End::ClientFault(fault.into())),
     }
-}
-
-/// Whether a request is one that PostgreSQL refuses while anybody is connected to the database that it is about.
-fn touches_a_database(received: &[u8]) -> bool {
-    let Ok(Some(header)) = Header::read(received, i32::MAX as usize) else { return false };
-    let payload = &received[HEADER..];
-    let text = match header.tag {
-        frontend::QUERY => payload,
-        frontend::PARSE => cstr(payload).map_or(payload, |(_, text)| text),
-        _ => return false,
-    };
-    if !sql::may_be_command(text) {
-        return false;
-    }
-    let mut words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).skip(1);
-    matches!(&sql::first_word(text), b"drop\0\0\0\0" | b"alter\0\0\0" | b"create\0\0")
-        && words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"DATABASE"))
 }
 
 /// Whether what was received begins with a batch that needed no backend; its answers are queued then.

@@ -95,6 +95,14 @@ pub fn first_word(sql: &[u8]) -> [u8; 8] {
     word
 }
 
+/// Whether `sql` is a statement that PostgreSQL refuses while anybody is connected to the database that it is about.
+pub fn touches_a_database(sql: &[u8]) -> bool {
+    let mut words = sql.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).skip(1);
+    may_be_command(sql)
+        && matches!(&first_word(sql), b"drop\0\0\0\0" | b"alter\0\0\0" | b"create\0\0")
+        && words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"DATABASE"))
+}
+
 fn deserves_a_closer_look(sql: &[u8], standard_strings: bool) -> bool {
     let mut lexer = Lexer::new(sql, standard_strings);
     let mut first = true;

@@ -667,3 +667,30 @@ async fn another_role_gets_its_share_beside_many_parameters() {
     assert_eq!(batch.value("SELECT current_user").await, "batch");
     assert_eq!(client(proxy.address(), &tenant).await.value("SELECT current_user").await, "app");
 }
+
+#[tokio::test]
+async fn idle_backends_do_not_stand_in_the_way_of_a_database() {
+    let stage = stage(&[("databases", Value::Array(vec!["*".into()]))]).await;
+    stage.sql("ALTER ROLE app CREATEDB").await;
+    let mut wire = stage.client().await;
+    for parameters in [&[("database", "second")][..], &[("database", "second"), ("work_mem", "5MB")]] {
+        wire.query("CREATE DATABASE second").await.unwrap();
+        let mut inside = stage.client_with(parameters).await;
+        assert_eq!(inside.value("SELECT current_database()").await, "second");
+        inside.send(&frontend::terminate()).await.unwrap();
+        eventually!(idle(&stage).await >= 1.0);
+        wire.query("CREATE DATABASE third TEMPLATE second").await.unwrap();
+        let mut inside = stage.client_with(parameters).await;
+        inside.query("SELECT 1").await.unwrap();
+        // Nobody waits for who has just gone.
+        drop(inside);
+        let batch = [parse("", "drop database second"), bind("", "", &[]), execute("", 0), sync()];
+        assert_eq!(tags(&wire.exchange(&batch).await), "12CZ");
+        wire.query(" DROP  DATABASE IF EXISTS third").await.unwrap();
+    }
+    // In a transaction PostgreSQL refuses it, as it does without us.
+    assert_eq!(wire.failure("BEGIN; SELECT 1; DROP DATABASE second").await, "25001");
+    wire.query("ROLLBACK").await.unwrap();
+    wire.query("BEGIN").await.unwrap();
+    assert_eq!(wire.failure("DROP DATABASE second").await, "25001");
+}

@@ -460,6 +460,17 @@ async fn idle_backends_do_not_stand_in_the_way_of_a_database() {
     drop(inside);
     let batch = [parse("", "DROP DATABASE second"), bind("", "", &[]), execute("", 0), sync()];
     assert_eq!(tags(&wire.exchange(&batch).await), "12CZ");
+    // Nor in that of a client that keeps its backend, or of what comes behind another request.
+    wire.query("CREATE DATABASE second").await.unwrap();
+    for prelude in ["SELECT 1", "CREATE TEMP TABLE mine (x int)"] {
+        let mut inside = stage.client_with(&[("database", "second")]).await;
+        inside.query("SELECT 1").await.unwrap();
+        wire.query(prelude).await.unwrap();
+        wire.send(&[query("SELECT 1"), query("ALTER DATABASE second RENAME TO third")].concat()).await.unwrap();
+        wire.read_until_ready().await.unwrap();
+        assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "CZ", "{prelude}");
+        wire.query("ALTER DATABASE third RENAME TO second").await.unwrap();
+    }
 }
 
 #[tokio::test]
