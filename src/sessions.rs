@@ -119,12 +119,10 @@ impl Sessions {
         secret_length: usize,
     ) -> Result<Registration, getrandom::Error> {
         loop {
-            let mut secret = vec![0; secret_length];
-            getrandom::fill(&mut secret)?;
-            let pid = match pid {
-                Some(pid) => pid,
-                None => getrandom::u32()? & 0x7fff_ffff,
-            };
+            let mut random = vec![0; size_of::<u32>() + secret_length];
+            getrandom::fill(&mut random)?;
+            let (number, secret) = random.split_first_chunk().expect("it is at least as long");
+            let pid = pid.unwrap_or(u32::from_ne_bytes(*number) & 0x7fff_ffff);
             let key = SessionKey { pid, secret: secret.into() };
             if pid == 0 {
                 continue;

@@ -140,6 +140,9 @@ pub enum ReadError {
     Frame(#[from] FrameError),
 }
 
+/// Bytes that the messages of a login seldom exceed.
+const ROOM: usize = 512;
+
 /// A stream during a handshake: whole messages in, whole messages out.
 #[derive(Debug)]
 pub struct MessageStream {
@@ -172,6 +175,8 @@ impl MessageStream {
                     return Ok((header.tag, message));
                 }
                 self.received.reserve(whole - self.received.len());
+            } else {
+                self.received.reserve(ROOM);
             }
             if self.stream.read_buf(&mut self.received).await? == 0 {
                 return Err(ReadError::Closed);

@@ -390,6 +390,14 @@ impl Serving<'_> {
         if let End::ClientFault(fault) = end {
             self.context.metrics.protocol_violations.inc(violation(fault));
         }
+        let left = matches!(end, End::Terminated | End::ClientGone);
+        if left && !self.client.has_unsent() {
+            // Nobody waits for more than the end of the stream. Under TLS it has a message of its own.
+            if self.client.stream().is_tls() {
+                poll_fn(|cx| Poll::Ready(drop(self.client.poll_shutdown(cx)))).await;
+            }
+            return;
+        }
         let said = async {
             let _ = poll_fn(|cx| self.client.poll_send(cx)).await;
             let _ = poll_fn(|cx| self.client.poll_shutdown(cx)).await;
