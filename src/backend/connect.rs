@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 
-use super::{Backend, BackendState, CancelKey, CommandError, ConnectError, Settings};
+use super::{Backend, BackendState, CancelKey, CommandError, ConnectError, Settings, keep_notice};
 use crate::auth::{ClientSecret, Md5Verifier, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramClient, ScramKeys};
 use crate::config::Secret;
 use crate::net::instance_tls::channel_binding;
@@ -17,8 +17,6 @@ use crate::wire::{PgError, ReadFault, StartupParameters, messages, sqlstate};
 
 /// Messages of a login are short; an error may carry some text.
 const MAX_MESSAGE: usize = 1 << 20;
-/// Notices of a login that are kept for the client, in bytes.
-const MAX_NOTICES: usize = 1 << 16;
 /// So often is the identity asked for where the client's own statement_timeout may stop the answer.
 const IDENTIFY_ATTEMPTS: u32 = 5;
 
@@ -220,10 +218,7 @@ async fn greeting(mut stream: MessageStream, target: &Target) -> Result<Backend,
             }
             tag::READY => break,
             tag::ERROR => return Err(target.refused(&payload, true)),
-            tag::NOTICE if notices.len() + payload.len() <= MAX_NOTICES => {
-                messages::framed(&mut notices, tag, &[&payload]);
-            }
-            tag::NOTICE => {}
+            tag::NOTICE => keep_notice(&mut notices, &payload),
             other => return Err(target.protocol(ReadFault::Unexpected(other))),
         }
     }

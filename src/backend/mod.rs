@@ -35,6 +35,8 @@ const OWN_COMMAND: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(5);
 /// Our own commands have short answers.
 const OWN_ANSWER: usize = 1 << 20;
+/// Notices for the client that are kept, in bytes.
+const MAX_NOTICES: usize = 1 << 16;
 
 /// A logged-in, identified connection.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub struct Backend {
     pub endpoint: Endpoint,
     pub state: BackendState,
     pub cancel: Arc<CancelKey>,
-    /// NoticeResponses of its login, whole messages: for every client that has it to itself.
+    /// NoticeResponses of its login, whole messages: for every client that logs in.
     pub notices: Box<[u8]>,
     /// The session parameters in force, beyond those of the login.
     pub in_force: Arc<Settings>,
@@ -98,11 +100,17 @@ impl Backend {
     /// # Errors
     /// The backend is gone, or it refuses a parameter's value: then nothing was changed, and it can be released.
     pub async fn adopt(&mut self, wanted: &Arc<Settings>) -> Result<(), CommandError> {
-        if let Some(change) = self.change_to(wanted) {
-            self.command(&change.sql).await?;
-        }
+        self.adopt_aloud(wanted).await.map(drop)
+    }
+
+    /// The same; gives the NoticeResponses, whole messages.
+    pub async fn adopt_aloud(&mut self, wanted: &Arc<Settings>) -> Result<Vec<u8>, CommandError> {
+        let notices = match self.change_to(wanted) {
+            Some(change) => self.answer(&change.sql).await?.notices,
+            None => Vec::new(),
+        };
         self.in_force = wanted.clone();
-        Ok(())
+        Ok(notices)
     }
 
     /// Discards everything a client may have left.
@@ -134,6 +142,10 @@ impl Backend {
 
     /// The same; gives the rows, their columns as text.
     async fn rows(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, CommandError> {
+        self.answer(sql).await.map(|answer| answer.rows)
+    }
+
+    async fn answer(&mut self, sql: &str) -> Result<Answer, CommandError> {
         let mut bytes = BytesMut::new();
         messages::query(&mut bytes, sql);
         // As every simple query does.
@@ -142,12 +154,13 @@ impl Backend {
             self.endpoint.queue(&bytes);
             poll_fn(|cx| self.endpoint.poll_send(cx)).await?;
             let mut refused = None;
-            let mut rows = Vec::new();
+            let mut answer = Answer::default();
             loop {
                 let (tag, payload) = self.next_message().await?;
                 match tag {
-                    tag::READY => return refused.map_or(Ok(rows), Err),
-                    tag::DATA_ROW => rows.push(columns(&payload).ok_or(CommandError::Unexpected)?),
+                    tag::READY => return refused.map_or(Ok(answer), Err),
+                    tag::DATA_ROW => answer.rows.push(columns(&payload).ok_or(CommandError::Unexpected)?),
+                    tag::NOTICE => keep_notice(&mut answer.notices, &payload),
                     tag::ERROR => refused = Some(CommandError::Refused(PgError::decode(&payload))),
                     tag::PARAMETER_STATUS => self.state.reported(&payload),
                     tag::NOTIFICATION => messages::framed(&mut self.notifications, tag, &[&payload]),
@@ -237,6 +250,21 @@ impl Backend {
                 "backend does not end; socket closed"
             );
         }
+    }
+}
+
+/// The answer to a command of ours.
+#[derive(Default)]
+struct Answer {
+    rows: Vec<Vec<Option<String>>>,
+    /// Whole messages.
+    notices: Vec<u8>,
+}
+
+/// Adds a NoticeResponse to those that a client will get, as long as they are not too many.
+fn keep_notice(notices: &mut Vec<u8>, payload: &[u8]) {
+    if notices.len() + payload.len() <= MAX_NOTICES {
+        messages::framed(notices, tag::NOTICE, &[payload]);
     }
 }
 

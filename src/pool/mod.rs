@@ -112,9 +112,17 @@ pub struct Pool {
     home: Handle,
     shared: Arc<Role>,
     connect_timeout: Duration,
-    welcomes: Mutex<HashMap<Arc<Settings>, Arc<Parameters>>>,
+    welcomes: Mutex<HashMap<Arc<Settings>, Welcome>>,
     values: Mutex<SharedValues>,
     _counted: Held,
+}
+
+/// What an instance tells a client that logs in.
+#[derive(Debug, Clone)]
+pub struct Welcome {
+    pub parameters: Arc<Parameters>,
+    /// NoticeResponses, whole messages.
+    pub notices: Arc<[u8]>,
 }
 
 /// One copy of what is equal, so that comparing means comparing addresses.
@@ -386,19 +394,19 @@ impl Pool {
         })
     }
 
-    /// The parameters that a backend reported under these settings, if one has done so before; with the pool's own copy
-    /// of the settings, which backends recognise faster than an equal one.
-    pub fn welcome(&self, settings: &Settings) -> Option<(Arc<Settings>, Arc<Parameters>)> {
+    /// What a backend said under these settings, if one was asked before; with the pool's own copy of the settings, which
+    /// backends recognise faster than an equal one.
+    pub fn welcome(&self, settings: &Settings) -> Option<(Arc<Settings>, Welcome)> {
         let welcomes = self.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
-        welcomes.get_key_value(settings).map(|(settings, parameters)| (settings.clone(), parameters.clone()))
+        welcomes.get_key_value(settings).map(|(settings, welcome)| (settings.clone(), welcome.clone()))
     }
 
-    pub fn remember_welcome(&self, settings: Arc<Settings>, parameters: Arc<Parameters>) {
+    pub fn remember_welcome(&self, settings: Arc<Settings>, welcome: Welcome) {
         let mut welcomes = self.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
         if welcomes.len() >= MAX_WELCOMES {
             welcomes.clear();
         }
-        welcomes.insert(settings, parameters);
+        welcomes.insert(settings, welcome);
     }
 
     /// The pool's one copy of these settings.

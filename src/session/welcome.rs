@@ -10,7 +10,7 @@ use super::{Client, Context, Rejection};
 use crate::backend::{CommandError, Parameters, Settings};
 use crate::config::PoolMode;
 use crate::metrics::{AuthMethod, AuthResult, ProtocolViolation};
-use crate::pool::{Checkout, CheckoutError, Pool, PoolName};
+use crate::pool::{Checkout, CheckoutError, Pool, PoolName, Welcome};
 use crate::sessions::{Order, Registration};
 use crate::tenant::Tenant;
 use crate::wire::{OptionsError, PgError, Severity, StartupParameters, messages, sqlstate};
@@ -64,12 +64,13 @@ pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context)
         (register(Some(pid).filter(|pid| *pid != 0))?, Arc::new(settings), told, Some(backend))
     } else {
         let registration = register(None)?;
-        let (settings, told) = match pool.welcome(&settings) {
+        let (settings, welcome) = match pool.welcome(&settings) {
             Some(known) => known,
             None => introduce(&pool, &registration, pool.share_settings(&Arc::new(settings))).await?,
         };
-        report(answers, &told);
-        (registration, settings, told, None)
+        answers.extend_from_slice(&welcome.notices);
+        report(answers, &welcome.parameters);
+        (registration, settings, welcome.parameters, None)
     };
     messages::backend_key_data(answers, registration.key.pid.cast_signed(), &registration.key.secret);
     messages::ready_idle(answers);
@@ -87,37 +88,38 @@ fn report(answers: &mut BytesMut, parameters: &Parameters) {
     }
 }
 
-/// Puts the client's parameters in force on a backend and sees what it reports.
+/// Puts the client's parameters in force on a backend and sees what it says.
 async fn introduce(
     pool: &Arc<Pool>,
     registration: &Registration,
     settings: Arc<Settings>,
-) -> Result<(Arc<Settings>, Arc<Parameters>), Rejection> {
+) -> Result<(Arc<Settings>, Welcome), Rejection> {
     let mut checkout = pool.checkout().await.map_err(|error| no_backend(&error))?;
     let adopted = match checkout.serve(registration.id, always_reset(pool), false).await {
-        Ok(()) => checkout.adopt(&settings).await,
+        Ok(()) => checkout.adopt_aloud(&settings).await,
         Err(error) => Err(error),
     };
-    if let Err(error) = adopted {
-        return Err(match error {
-            CommandError::Refused(error) => {
-                // A parameter that the client got wrong is not the backend's fault.
-                checkout.release();
-                let why = error.to_string();
-                let tell = error.with_severity(Severity::Fatal);
-                Rejection::login(AuthMethod::None, AuthResult::Aborted, tell, why)
-            }
-            other => {
-                tracing::warn!(tenant = pool.tenant.id.as_str(), error = %other, "backend lost");
-                unavailable(PgError::fatal(sqlstate::CONNECTION_FAILURE, "could not connect to the tenant's database"))
-            }
-        });
-    }
+    let notices = match adopted {
+        Ok(notices) => [&checkout.notices[..], &notices].concat().into(),
+        Err(CommandError::Refused(error)) => {
+            // A parameter that the client got wrong is not the backend's fault.
+            checkout.release();
+            let why = error.to_string();
+            let tell = error.with_severity(Severity::Fatal);
+            return Err(Rejection::login(AuthMethod::None, AuthResult::Aborted, tell, why));
+        }
+        Err(error) => {
+            tracing::warn!(tenant = pool.tenant.id.as_str(), %error, "backend lost");
+            let tell = "could not connect to the tenant's database";
+            return Err(unavailable(PgError::fatal(sqlstate::CONNECTION_FAILURE, tell)));
+        }
+    };
     let parameters = pool.share_parameters(&checkout.state.parameters);
     checkout.state.parameters = parameters.clone();
-    pool.remember_welcome(settings.clone(), parameters.clone());
     checkout.release();
-    Ok((settings, parameters))
+    let welcome = Welcome { parameters, notices };
+    pool.remember_welcome(settings.clone(), welcome.clone());
+    Ok((settings, welcome))
 }
 
 pub(super) fn always_reset(pool: &Pool) -> bool {

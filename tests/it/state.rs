@@ -1,8 +1,9 @@
 //! Session state: what one client sets, locks or makes is never seen by another; what it asked for at startup stays.
 
+use secrecy::ExposeSecret;
 use toml::Value;
 
-use crate::harness::frontend::{bind, execute, function_call, parse, query, sync};
+use crate::harness::frontend::{V3_0, bind, execute, function_call, parse, query, sync};
 use crate::harness::postgres;
 use crate::harness::proxy::Proxy;
 use crate::harness::proxy::ProxyFiles;
@@ -249,4 +250,28 @@ async fn roles_share_no_backend() {
     }
     let mut named = client_with(proxy.address(), &tenant, &[("application_name", "x")]).await;
     assert_eq!(named.exchange(&[query("SHOW application_name")]).await[1].row(), [Some("x".to_owned())]);
+}
+
+#[tokio::test]
+async fn what_the_instance_says_at_a_login_is_told_to_every_client() {
+    let (stage, _) = stage(&[]).await;
+    let long = "x".repeat(70);
+    let parameters = [("application_name", long.as_str())];
+    let direct = [&[("user", &*stage.tenant.role), ("database", &*stage.tenant.database)], &parameters[..]].concat();
+    let mut wire = Wire::tcp(stage.postgres.address()).await.unwrap();
+    wire.login_with(V3_0, &direct, stage.tenant.password.expose_secret()).await.unwrap();
+    let notices = |wire: &Wire| -> Vec<_> {
+        wire.greeting
+            .iter()
+            .filter(|message| message.tag == b'N')
+            .map(|notice| notice.error().message().to_owned())
+            .collect()
+    };
+    let expected = notices(&wire);
+    assert_eq!(expected.len(), 1);
+    // From a backend, from memory, and with another client in between.
+    for _ in 0..2 {
+        assert_eq!(notices(&stage.client_with(&parameters).await), expected);
+        assert_eq!(notices(&stage.client().await), [""; 0]);
+    }
 }
