@@ -1,6 +1,7 @@
 //! Bytes from client to backend and back: the pure halves, and the loop that joins them to two sockets.
 
 mod alone;
+mod bounds;
 mod channels;
 mod flow;
 mod in_flight;
@@ -19,9 +20,9 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+pub use bounds::QUERY_BOUND;
 pub use channels::{ChannelChange, ListenRequest};
 pub use flow::{ClientFault, Figures, Flow, FlowLimits, TransactionStatus};
-pub use requests::QUERY_BOUND;
 pub use splice::Splice;
 pub use state::SessionState;
 

@@ -12,16 +12,10 @@ use crate::sql::{self, Alone, Look, Marks};
 use crate::wire::tag::frontend;
 use crate::wire::{HEADER, Header, cstr, messages};
 
-/// Names are looked for in this many bytes; PostgreSQL cuts them off at 63.
-const NAME_BOUND: usize = 8 * 1024;
 /// Answers that may be due to one client at a time, and bytes made from one read: beyond these it has to wait, or a few
 /// bytes of its would fill our memory.
 const MAX_EXPECTED: usize = 1 << 18;
 const MAX_FORWARDED: usize = 1 << 18;
-/// Of a simple query so much has to be here before it goes on; a longer one cannot be looked into whole.
-pub const QUERY_BOUND: usize = 64 * 1024;
-/// PostgreSQL's bound for messages that carry names only (PQ_SMALL_MESSAGE_LIMIT).
-const SMALL_MESSAGE: usize = 10_000;
 
 /// How far a series of bytes was taken.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,48 +109,6 @@ impl Flow {
     /// The last call to [`Flow::requests`] left something that it could have taken, had there been room for it.
     pub fn has_held_back(&self) -> bool {
         self.held_back
-    }
-
-    /// Known types only, and names within PostgreSQL's own bound.
-    fn check(&self, header: Header) -> Result<(), ClientFault> {
-        match header.tag {
-            frontend::CLOSE
-            | frontend::DESCRIBE
-            | frontend::EXECUTE
-            | frontend::FLUSH
-            | frontend::SYNC
-            | frontend::COPY_DONE
-            | frontend::TERMINATE
-                if header.payload > SMALL_MESSAGE =>
-            {
-                Err(crate::wire::FrameError::TooLong { length: header.payload, max: SMALL_MESSAGE }.into())
-            }
-            frontend::BIND
-            | frontend::CLOSE
-            | frontend::COPY_DATA
-            | frontend::COPY_DONE
-            | frontend::COPY_FAIL
-            | frontend::DESCRIBE
-            | frontend::EXECUTE
-            | frontend::FLUSH
-            | frontend::FUNCTION_CALL
-            | frontend::PARSE
-            | frontend::QUERY
-            | frontend::SYNC
-            | frontend::TERMINATE => Ok(()),
-            other => Err(ClientFault::Type(other)),
-        }
-    }
-
-    /// How much of a message's payload has to be in view before it can be forwarded.
-    pub fn bytes_needed(&self, header: Header) -> usize {
-        match header.tag {
-            frontend::PARSE if header.payload <= self.limits.max_prepared_size => header.payload,
-            frontend::PARSE | frontend::BIND => NAME_BOUND,
-            frontend::DESCRIBE | frontend::CLOSE => header.payload,
-            frontend::QUERY => QUERY_BOUND,
-            _ => 0,
-        }
     }
 
     fn request(
