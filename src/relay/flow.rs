@@ -77,6 +77,9 @@ pub(super) enum Expected {
     InjectedClose(Option<StatementId>),
     /// CloseComplete that we answer ourselves: other clients may use the statement.
     KnownClose(Box<[u8]>, Arc<Statement>),
+    /// No answer is due: a name that is about to be dropped was given to another statement, and gets this one back if that
+    /// fails.
+    Renewed(Box<[u8]>, Arc<Statement>),
     /// The end of COPY data that was sent before the backend asked for it.
     CopyEnd,
     /// ReadyForQuery.
@@ -381,6 +384,7 @@ impl Flow {
             match self.expected.front() {
                 Some(Expected::KnownParse(_)) => self.reply(replies, backend::PARSE_COMPLETE, &[]),
                 Some(Expected::KnownClose(..)) => self.reply(replies, backend::CLOSE_COMPLETE, &[]),
+                Some(Expected::Renewed(..)) => {}
                 Some(Expected::KnownQuery(command)) => {
                     let command = *command;
                     self.reply(replies, backend::COMMAND_COMPLETE, &[command.as_bytes(), b"\0"]);
@@ -417,7 +421,9 @@ impl Flow {
             Expected::KnownParse(name) => {
                 self.mine.remove(&name);
             }
-            Expected::KnownClose(name, statement) => self.mine.insert(&name, statement),
+            Expected::KnownClose(name, statement) | Expected::Renewed(name, statement) => {
+                self.mine.insert(&name, statement);
+            }
             // Either may have been meant to drop the unnamed statement.
             Expected::Close | Expected::Query | Expected::Restored(_) => backend.unnamed = Some(UnnamedOwner::SOMEBODY),
             _ => {}

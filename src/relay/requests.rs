@@ -237,6 +237,7 @@ impl Flow {
             }
             if let Some(Alone::DeallocateAll | Alone::DiscardAll) = look.alone {
                 self.drops.push_back(self.mine.clock());
+                self.in_flight.sent_drop();
             }
             // In a transaction, or behind another statement in its batch, it fails.
             let works = self.status == TransactionStatus::Idle && !self.executes;
@@ -344,6 +345,11 @@ impl Flow {
             splice.pass(message.at, message.end);
             return Ok(());
         }
+        if self.is_going(name)
+            && let Some(statement) = self.mine.remove(name)
+        {
+            self.extended(Expected::Renewed(name.into(), statement));
+        }
         if let Some(taken) = self.mine.get(name) {
             // PostgreSQL answers 42P05: so will it, when the name that the first one got is used again.
             let id = taken.id;
@@ -389,6 +395,11 @@ impl Flow {
         self.extended(Expected::Parse(ParseNote::Unshared(name.into())));
     }
 
+    /// Whether a drop of all statements is under way that this one will not survive, unless it fails: the backend knows.
+    fn is_going(&self, name: &[u8]) -> bool {
+        self.drops.back().is_some_and(|sent| self.mine.is_older(name, *sent))
+    }
+
     fn is_unshared(&self, name: &[u8]) -> bool {
         self.unshared.iter().any(|unshared| **unshared == *name)
     }
@@ -416,7 +427,9 @@ impl Flow {
         } else if let Some(statement) = self.mine.get(name).cloned() {
             let text = cstr(&statement.rest).map_or(&b""[..], |(text, _)| text);
             self.forget_others(backend, statement.look.as_deref(), text, splice);
-            self.ensure(backend, statement.id, &statement.rest, splice);
+            if !self.is_going(name) {
+                self.ensure(backend, statement.id, &statement.rest, splice);
+            }
             self.bound(backend, portal, statement.look.as_deref(), statement.tag, &statement.rest);
             let server_name = statement.id.server_name();
             let grown = server_name.len() - name.len().min(server_name.len());
@@ -449,7 +462,9 @@ impl Flow {
             Some(b"") => self.ensure_unnamed(backend, splice),
             Some(name) => {
                 if let Some(statement) = self.mine.get(name).cloned() {
-                    self.ensure(backend, statement.id, &statement.rest, splice);
+                    if !self.is_going(name) {
+                        self.ensure(backend, statement.id, &statement.rest, splice);
+                    }
                     let server_name = statement.id.server_name();
                     messages::framed(splice.insert(), message.tag, &[b"S", server_name.as_bytes(), b"\0"]);
                     self.extended(Expected::Describe(Some(statement.id)));

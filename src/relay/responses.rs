@@ -214,7 +214,8 @@ impl Flow {
                 let sent = self.drops.pop_front().unwrap_or(u64::MAX);
                 self.mine.clear(sent);
                 self.unshared.clear();
-                backend.prepared.clear();
+                self.in_flight.dropped();
+                backend.prepared.clear_but(|id| self.in_flight.contains(Some(id)));
                 // DEALLOCATE ALL leaves the unnamed statement alone.
                 backend.unnamed = Some(UnnamedOwner::SOMEBODY);
                 if command == b"DISCARD ALL" {
@@ -340,6 +341,7 @@ impl Flow {
         if self.expected.is_empty() {
             self.mine.at_rest();
             self.drops.clear();
+            self.in_flight.at_rest();
         }
         if self.status == TransactionStatus::Idle {
             self.state.channels.settled();

@@ -66,6 +66,11 @@ impl ClientStatements {
         Some(statement)
     }
 
+    /// Whether it was prepared before this time.
+    pub fn is_older(&self, name: &[u8], time: u64) -> bool {
+        self.named.get(name).is_some_and(|(_, born)| *born < time)
+    }
+
     /// Nothing is under way any more.
     pub fn at_rest(&mut self) {
         self.dropped.clear();

@@ -445,3 +445,40 @@ async fn preparing_with_flush_and_in_one_go() {
     assert_eq!(two.on(1, &mut wire, &all).await, "1tT2DCZ t");
     assert_eq!(two.on(0, &mut wire, &[run("t", &[])]).await, "2DCZ t");
 }
+
+/// What a pipeline says behind DISCARD ALL, before that is answered, is about statements that are gone by then.
+#[tokio::test]
+async fn names_are_free_behind_a_drop_of_all_in_the_same_pipeline() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let (mut wire, mut other) = (stage.client().await, stage.client().await);
+    let run = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    for drop in [query("DISCARD ALL"), [parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0)].concat()] {
+        assert_eq!(values(&other.exchange(&[parse("a", "SELECT 'one'"), run("a")]).await), ["one"]);
+        assert_eq!(values(&wire.exchange(&[parse("a", "SELECT 'one'"), run("a")]).await), ["one"]);
+        wire.send(&[drop.clone(), parse("a", "SELECT 'two'"), run("a")].concat()).await.unwrap();
+        let mut told = Vec::new();
+        while told.last() != Some(&"two".to_owned()) {
+            let messages = wire.read_until_ready().await.unwrap();
+            assert_eq!(sqlstates(&messages), [""; 0]);
+            told.extend(values(&messages));
+        }
+        assert_eq!(values(&wire.exchange(&[run("a")]).await), ["two"]);
+        assert_eq!(values(&other.exchange(&[run("a")]).await), ["one"], "nobody else's");
+        // Prepared by others, and so on the backend until it is dropped there.
+        wire.send(&[drop, parse("b", "SELECT 'one'"), run("b")].concat()).await.unwrap();
+        while told.last() != Some(&"one".to_owned()) {
+            told.extend(values(&wire.read_until_ready().await.unwrap()));
+        }
+        // One that fails drops nothing.
+        let failing = [bind("", "b", &[]), execute("", 0), parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0)];
+        let messages = wire.exchange(&[failing.concat(), parse("b", "SELECT 'new'"), sync()]).await;
+        assert_eq!(sqlstates(&messages), ["25001"]);
+        assert_eq!(values(&wire.exchange(&[run("b")]).await), ["one"]);
+        // And what was there before is not there any more.
+        wire.send(&[query("DISCARD ALL"), run("b")].concat()).await.unwrap();
+        wire.read_until_ready().await.unwrap();
+        assert_eq!(sqlstates(&wire.read_until_ready().await.unwrap()), ["26000"]);
+        wire.query("DEALLOCATE ALL").await.unwrap();
+        other.query("DEALLOCATE ALL").await.unwrap();
+    }
+}
