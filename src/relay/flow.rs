@@ -8,7 +8,8 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::in_flight::InFlight;
-use super::state::{SessionState, Tags};
+use super::replaced::Replaced;
+use super::state::SessionState;
 use super::statements::ClientStatements;
 use crate::backend::{BackendState, Statement, StatementId, Statements, UnnamedOwner};
 use crate::wire::{FrameError, PgError, sqlstate};
@@ -86,7 +87,7 @@ pub(super) enum Expected {
     Sync,
     Query,
     /// A simple query in which statements stand for others.
-    Restored(Tags),
+    Restored(Replaced),
     /// A simple query that we answer ourselves: its command tag.
     KnownQuery(&'static str),
     FunctionCall,

@@ -5,6 +5,7 @@ mod bounds;
 mod channels;
 mod flow;
 mod in_flight;
+mod replaced;
 mod requests;
 mod responses;
 mod splice;

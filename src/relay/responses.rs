@@ -105,6 +105,17 @@ impl Flow {
         self.state.told = backend.parameters.clone();
     }
 
+    /// A whole error or notice as the client should have it: its own names, and the place in its own text; none where there
+    /// is nothing to change.
+    fn in_own_words(&mut self, tag: u8, view: &[u8]) -> Option<Vec<u8>> {
+        let renamed = if tag == tag::ERROR { self.with_own_names(view) } else { None };
+        let placed = match self.expected.front() {
+            Some(Expected::Restored(replaced)) => replaced.with_own_position(renamed.as_deref().unwrap_or(view)),
+            _ => None,
+        };
+        placed.or(renamed)
+    }
+
     /// An error that speaks of a statement calls it as the client does; none where there is nothing to change.
     fn with_own_names(&mut self, view: &[u8]) -> Option<Vec<u8>> {
         let taken = self.taken.take();
@@ -124,13 +135,13 @@ impl Flow {
         Some(renamed)
     }
 
-    /// Lets a message pass; a command tag as the client expects it, an error with the client's names.
+    /// Lets a message pass; a command tag as the client expects it, an error or notice in the client's words.
     fn forward(&mut self, tag: u8, view: &[u8], at: usize, end: usize, splice: &mut Splice<'_>) {
-        if tag == tag::ERROR
+        if matches!(tag, tag::ERROR | tag::NOTICE)
             && self.response_rest == 0
-            && let Some(renamed) = self.with_own_names(view)
+            && let Some(changed) = self.in_own_words(tag, view)
         {
-            return messages::framed(splice.insert(), tag, &[&renamed]);
+            return messages::framed(splice.insert(), tag, &[&changed]);
         }
         match self.retagged.take() {
             Some(command) if tag == tag::COMMAND_COMPLETE => {
@@ -182,7 +193,7 @@ impl Flow {
                         self.retagged = *tag;
                         self.expected.pop_front();
                     }
-                    Some(Expected::Restored(tags)) => self.retagged = tags.completed(),
+                    Some(Expected::Restored(replaced)) => self.retagged = replaced.completed(),
                     _ => {}
                 }
                 self.command_complete(backend, view);
@@ -364,7 +375,7 @@ fn bytes_needed(tag: u8) -> usize {
     match tag {
         tag::READY => 1,
         tag::COMMAND_COMPLETE => TAG_BOUND,
-        tag::ERROR => ERROR_VIEW,
+        tag::ERROR | tag::NOTICE => ERROR_VIEW,
         tag::PARAMETER_STATUS => PARAMETER_BOUND,
         _ => 0,
     }

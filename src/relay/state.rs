@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::channels::OwnChannels;
+use super::replaced::Replaced;
 use crate::backend::{Doubt, Parameters, Pins, Settings, set_command, set_config};
 use crate::metrics::Pin;
 use crate::sql::{Look, Marks, Reset};
@@ -130,9 +131,9 @@ impl SessionState {
     }
 
     /// The text with statements instead of those resets that would go back to the login's values, where the client's own
-    /// differ; none when there are none. `idle`: no transaction is open. Gives the command tags that the client expects for them.
-    pub fn restore(&self, text: &[u8], resets: &[Reset], idle: bool) -> Option<(Vec<u8>, Tags)> {
-        let mut tags = Tags::default();
+    /// differ; none when there are none. `idle`: no transaction is open. Gives what the client expects of them, too.
+    pub fn restore(&self, text: &[u8], resets: &[Reset], idle: bool) -> Option<(Vec<u8>, Replaced)> {
+        let mut replaced = Replaced::new(self.told.get(b"client_encoding").is_none_or(|value| value == b"UTF8"));
         let mut restored = Vec::with_capacity(text.len());
         let mut done = 0;
         for reset in resets {
@@ -142,10 +143,10 @@ impl SessionState {
             restored.extend_from_slice(&text[done..reset.range.start]);
             restored.extend_from_slice(words.as_bytes());
             done = reset.range.end;
-            tags.0.push((reset.statement, reset.tag));
+            replaced.push(text, reset, words.len());
         }
         restored.extend_from_slice(&text[done..]);
-        (!tags.0.is_empty()).then_some((restored, tags))
+        (done > 0).then_some((restored, replaced))
     }
 
     /// SET where it can say it; a block is the one statement without a result that can say the rest, in every protocol and
@@ -187,24 +188,6 @@ fn is_alone(text: &[u8], reset: &Reset) -> bool {
     reset.statement == 0 && text[reset.range.end..].iter().all(|byte| byte.is_ascii_whitespace() || *byte == b';')
 }
 
-/// Command tags of statements that stand for others: which statement of the text, and its tag.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Tags(Vec<(usize, &'static str)>);
-
-impl Tags {
-    /// The next statement was completed: the tag that the client expects, where it is another.
-    pub fn completed(&mut self) -> Option<&'static str> {
-        let tag = self.0.iter().find(|(statement, _)| *statement == 0).map(|(_, tag)| *tag);
-        self.0.retain(|(statement, _)| *statement > 0);
-        self.0.iter_mut().for_each(|(statement, _)| *statement -= 1);
-        tag
-    }
-
-    pub fn first(&self) -> Option<&'static str> {
-        self.0.first().map(|(_, tag)| *tag)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,12 +213,12 @@ mod tests {
             reset(text, "RESET work_mem", 2, Some("work_mem")),
             reset(text, "RESET ALL", 3, None),
         ];
-        let (restored, mut tags) = state.restore(text.as_bytes(), &resets, true).unwrap();
+        let (restored, mut replaced) = state.restore(text.as_bytes(), &resets, true).unwrap();
         let call = "PERFORM pg_catalog.set_config(E'timezone',E'UTC',false);";
         let expected =
             format!("SELECT 1; SET \"timezone\" TO E'UTC'; RESET work_mem; DO $pgt$BEGIN RESET ALL;{call} END$pgt$");
         assert_eq!(String::from_utf8(restored).unwrap(), expected);
-        let told: Vec<_> = (0..4).map(|_| tags.completed()).collect();
+        let told: Vec<_> = (0..4).map(|_| replaced.completed()).collect();
         assert_eq!(told, [None, Some("RESET"), None, Some("RESET")]);
         assert_eq!(state.restore(text.as_bytes(), &resets[1..2], true), None);
     }

@@ -106,6 +106,11 @@ async fn a_reset_goes_back_to_what_the_client_began_with() {
         }
         wire.query("RESET ALL").await.unwrap();
     }
+    // An error behind one tells the place in the client's own text.
+    let error = wire.query("SELECT '\u{e4}'; RESET ALL; RESET TimeZone; SELEC").await.unwrap_err();
+    assert_eq!((error.sqlstate(), error.fields[&'P'].as_str()), ("42601", "40"));
+    let error = wire.query("SELECT '\u{e4}'; RESET ALL; RESET TimeZone; SELECT nothing").await.unwrap_err();
+    assert_eq!((error.sqlstate(), error.fields[&'P'].as_str()), ("42703", "47"));
     // What was sent right behind a reset of everything waits until the client's parameters are back.
     wire.send(&[query(all), query("DISCARD ALL"), query(settings)].concat()).await.unwrap();
     wire.read_until_ready().await.unwrap();
