@@ -106,6 +106,14 @@ async fn a_reset_goes_back_to_what_the_client_began_with() {
         }
         wire.query("RESET ALL").await.unwrap();
     }
+    // Set to nothing is not reset.
+    wire.query("SET my.name = ''").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(wire.value("SHOW my.name").await, "");
+        others_turn(&mut other).await;
+    }
+    wire.query("RESET my.name").await.unwrap();
+    assert_eq!(wire.value("SHOW my.name").await, "mine");
     // An error behind one tells the place in the client's own text.
     let error = wire.query("SELECT '\u{e4}'; RESET ALL; RESET TimeZone; SELEC").await.unwrap_err();
     assert_eq!((error.sqlstate(), error.fields[&'P'].as_str()), ("42601", "40"));
