@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::in_flight::InFlight;
 use super::replaced::Replaced;
 use super::state::SessionState;
-use super::statements::ClientStatements;
+use super::statements::{ClientStatements, Unnamed};
 use crate::backend::{BackendState, Statement, StatementId, Statements, UnnamedOwner};
 use crate::wire::{FrameError, PgError, sqlstate};
 
@@ -127,7 +127,8 @@ pub(super) enum Retry {
 /// What a client's Parse changed on our side.
 #[derive(Debug)]
 pub(super) enum ParseNote {
-    Unnamed,
+    /// Which one it is, and the one before: it stays when this is passed over.
+    Unnamed(u64, Option<Box<Unnamed>>),
     Named(Box<[u8]>, StatementId),
     /// Too long to be remembered.
     Unshared(Box<[u8]>),
@@ -411,8 +412,8 @@ impl Flow {
                 self.mine.remove(&name);
                 self.settle(backend, Some(id), None);
             }
-            Expected::Parse(ParseNote::Unnamed) => {
-                self.mine.forget_unnamed();
+            Expected::Parse(ParseNote::Unnamed(version, before)) => {
+                self.bring_back(version, before);
                 self.settle(backend, None, None);
             }
             Expected::Parse(ParseNote::Unshared(name)) => self.unshared.retain(|unshared| *unshared != name),
@@ -428,6 +429,22 @@ impl Flow {
             // Either may have been meant to drop the unnamed statement.
             Expected::Close | Expected::Query | Expected::Restored(_) => backend.unnamed = Some(UnnamedOwner::SOMEBODY),
             _ => {}
+        }
+    }
+
+    /// The unnamed statement of this version was not prepared after all: the one before is still there, for the client or
+    /// for what was sent behind it.
+    fn bring_back(&mut self, version: u64, before: Option<Box<Unnamed>>) {
+        let is_meant = |unnamed: &Unnamed| unnamed.version == version;
+        if self.mine.unnamed().is_some_and(is_meant) {
+            return self.mine.replace_unnamed(before.map(|unnamed| *unnamed));
+        }
+        let later = self.expected.iter_mut().find_map(|expected| match expected {
+            Expected::Parse(ParseNote::Unnamed(_, Some(later))) if is_meant(later) => Some(expected),
+            _ => None,
+        });
+        if let Some(Expected::Parse(ParseNote::Unnamed(_, later))) = later {
+            *later = before;
         }
     }
 

@@ -319,7 +319,10 @@ impl Flow {
         splice: &mut Splice<'_>,
     ) -> Result<(), ClientFault> {
         let (name, rest) = cstr(message.view).ok_or(ClientFault::Malformed(message.tag))?;
+        let mut before = None;
         if name.is_empty() {
+            // Nothing precedes it that could fail and keep it from being replaced.
+            before = self.mine.take_unnamed().filter(|_| !self.expected.is_empty()).map(Box::new);
             self.forget_unnamed();
         }
         if !message.is_whole() || message.view.len() > self.limits.max_prepared_size {
@@ -331,9 +334,10 @@ impl Flow {
         self.forget_others(backend, look.as_deref(), cstr(&rest).map_or(b"", |(text, _)| text), splice);
         if name.is_empty() {
             let unnamed = self.mine.set_unnamed(&rest, tag, look);
-            backend.unnamed = Some(UnnamedOwner { session: self.session, version: unnamed.version });
+            let version = unnamed.version;
+            backend.unnamed = Some(UnnamedOwner { session: self.session, version });
             self.in_flight.sent(None, true);
-            self.extended(Expected::Parse(ParseNote::Unnamed));
+            self.extended(Expected::Parse(ParseNote::Unnamed(version, before)));
             match rest {
                 Cow::Borrowed(_) => splice.pass(message.at, message.end),
                 Cow::Owned(restored) => messages::parse(splice.insert(), b"", &restored),
@@ -422,7 +426,7 @@ impl Flow {
             self.ensure_unnamed(backend, splice);
             if let Some(unnamed) = self.mine.take_unnamed() {
                 self.bound(backend, portal, unnamed.look.as_deref(), unnamed.tag, &unnamed.rest);
-                self.mine.put_unnamed(unnamed);
+                self.mine.replace_unnamed(Some(unnamed));
             }
         } else if let Some(statement) = self.mine.get(name).cloned() {
             let text = cstr(&statement.rest).map_or(&b""[..], |(text, _)| text);

@@ -170,7 +170,7 @@ impl Flow {
                         }
                         Some(Some(*id))
                     }
-                    ParseNote::Unnamed => Some(None),
+                    ParseNote::Unnamed(..) => Some(None),
                     ParseNote::Unshared(_) | ParseNote::Taken(_) | ParseNote::Plain => None,
                 };
                 self.expected.pop_front();
@@ -272,6 +272,10 @@ impl Flow {
             Some(Expected::Parse(ParseNote::Taken(name))) => Some(name.clone()),
             _ => None,
         };
+        // It has failed, and taken the one before along.
+        if let Some(Expected::Parse(ParseNote::Unnamed(_, before))) = self.expected.front_mut() {
+            *before = None;
+        }
         self.fatal |= error.severity == Severity::Fatal;
         if !expired {
             self.figures.errors.push(error.code);

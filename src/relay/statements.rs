@@ -97,8 +97,8 @@ impl ClientStatements {
         self.unnamed.take()
     }
 
-    pub fn put_unnamed(&mut self, unnamed: Unnamed) {
-        self.unnamed = Some(unnamed);
+    pub fn replace_unnamed(&mut self, unnamed: Option<Unnamed>) {
+        self.unnamed = unnamed;
     }
 
     pub fn forget_unnamed(&mut self) {

@@ -482,3 +482,28 @@ async fn names_are_free_behind_a_drop_of_all_in_the_same_pipeline() {
         other.query("DEALLOCATE ALL").await.unwrap();
     }
 }
+
+/// An unnamed statement stays when the next one is passed over, and is gone when the next one fails.
+#[tokio::test]
+async fn an_unnamed_statement_outlives_a_parse_that_is_passed_over() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let mut wire = stage.client().await;
+    let again = [bind("", "", &[]), execute("", 0), sync()].concat();
+    let fails = execute("nowhere", 0);
+    wire.exchange(&[parse("", "SELECT 'one'"), sync()]).await;
+    let messages =
+        wire.exchange(&[fails.clone(), parse("", "SELECT 'two'"), parse("", "SELECT 'three'"), sync()]).await;
+    assert_eq!(sqlstates(&messages), ["34000"]);
+    assert_eq!(values(&wire.exchange(&[again.clone()]).await), ["one"]);
+    // The next batch is sent before the first has failed.
+    let batches = [fails.clone(), parse("", "SELECT 'two'"), sync(), parse("", "SELECT 'three'"), sync()];
+    assert_eq!(tags(&wire.exchange(&batches).await), "EZ");
+    assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "1Z");
+    assert_eq!(values(&wire.exchange(&[again.clone()]).await), ["three"]);
+    let batches = [fails.clone(), parse("", "SELECT 'two'"), sync(), fails, parse("", "SELECT 'four'"), sync()];
+    assert_eq!(tags(&wire.exchange(&batches).await), "EZ");
+    assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "EZ");
+    assert_eq!(values(&wire.exchange(&[again.clone()]).await), ["three"]);
+    assert_eq!(sqlstates(&wire.exchange(&[parse("", "SELEC"), sync()]).await), ["42601"]);
+    assert_eq!(sqlstates(&wire.exchange(&[again]).await), ["26000"]);
+}

@@ -94,7 +94,7 @@ fn step(maker: &mut Maker<'_>) -> Vec<Frame> {
         0..42 => vec![Frame::Query(maker.statement())],
         42..54 => vec![several(maker)],
         54..68 => [unnamed(maker), vec![Frame::Sync]].concat(),
-        68..82 => [named(maker), vec![Frame::Sync]].concat(),
+        68..82 => [named(maker, &[]), vec![Frame::Sync]].concat(),
         82..90 => pipeline(maker),
         90..93 => portal(maker),
         93..95 => flushed(maker),
@@ -140,18 +140,31 @@ fn run(maker: &mut Maker<'_>, name: &str, values: Vec<Option<String>>) -> Vec<Fr
     frames
 }
 
-/// Prepares, runs, describes or closes one of a few names.
-fn named(maker: &mut Maker<'_>) -> Vec<Frame> {
+/// Prepares, runs, describes or closes one of a few names, behind these frames in the same write.
+fn named(maker: &mut Maker<'_>, before: &[Frame]) -> Vec<Frame> {
     let name = maker.random.pick(STATEMENTS).to_owned();
     let sql = maker.known.statements.get(&name).cloned();
     let usual = maker.random.chance(90);
     match maker.random.below(10) {
         0..2 => vec![Frame::CloseStatement(name)],
-        2 => vec![Frame::DescribeStatement(name)],
+        // Not where the transaction may have failed: a backend that lacks the statement cannot prepare it then
+        // (docs/POOLING.md).
+        2 if !maker.known.failed && !may_fail_a_transaction(maker, before) => vec![Frame::DescribeStatement(name)],
         3 => [vec![Frame::CloseStatement(name.clone())], prepare_and_run(maker, &name)].concat(),
         _ if sql.is_some() != usual => prepare_and_run(maker, &name),
         _ => run(maker, &name, statements::values(sql.as_deref().unwrap_or_default())),
     }
+}
+
+/// Whether these frames run something in a transaction.
+fn may_fail_a_transaction(maker: &Maker<'_>, frames: &[Frame]) -> bool {
+    let begins = |sql: &str| sql.contains("BEGIN") || sql.contains("START");
+    let statements = &maker.known.statements;
+    !frames.is_empty() && maker.known.in_transaction
+        || frames.iter().any(|frame| match frame {
+            Frame::Bind { name, .. } => statements.get(name).is_some_and(|sql| begins(sql)),
+            frame => frame.sql().is_some_and(begins),
+        })
 }
 
 /// Several batches at once, each of several statements, with a Sync after most of them.
@@ -160,7 +173,7 @@ fn pipeline(maker: &mut Maker<'_>) -> Vec<Frame> {
     for _ in 0..2 + maker.random.below(4) {
         match maker.random.below(10) {
             0..5 => frames.extend(unnamed(maker)),
-            5..9 => frames.extend(named(maker)),
+            5..9 => frames.extend(named(maker, &frames)),
             _ => frames.extend([Frame::Sync, Frame::Query(maker.statement())]),
         }
         if maker.random.chance(60) {
@@ -193,7 +206,7 @@ fn flushed(maker: &mut Maker<'_>) -> Vec<Frame> {
     let mut frames = unnamed(maker);
     frames.push(Frame::Flush);
     if maker.random.chance(50) {
-        frames.extend(named(maker));
+        frames.extend(named(maker, &frames));
         frames.push(Frame::Flush);
     }
     frames.push(Frame::Sync);
