@@ -207,6 +207,8 @@ pub struct Flow {
     /// The backend takes COPY data, and ignores Sync, until the client ends it.
     pub(super) copy_in: bool,
     pub(super) held_back: bool,
+    /// What is held back is judged when the next batch is answered.
+    pub(super) waits: bool,
     /// Payload bytes of the client's current message still to be forwarded.
     pub(super) request_rest: usize,
     /// The same of the backend's.
@@ -244,6 +246,7 @@ impl Flow {
             batch: Batch::Synced,
             copy_in: false,
             held_back: false,
+            waits: false,
             request_rest: 0,
             response_rest: 0,
             mine: ClientStatements::default(),
@@ -323,7 +326,7 @@ impl Flow {
         let Retry::Due(got) = self.retry else { return false };
         self.retry = Retry::Repeating(got);
         for name in std::mem::take(&mut self.retry_names) {
-            self.mine.remove(&name);
+            self.mine.undo_insert(&name);
         }
         true
     }
@@ -409,7 +412,7 @@ impl Flow {
     pub(super) fn undo(&mut self, passed_over: Expected, backend: &mut BackendState) {
         match passed_over {
             Expected::Parse(ParseNote::Named(name, id)) => {
-                self.mine.remove(&name);
+                self.mine.undo_insert(&name);
                 self.settle(backend, Some(id), None);
             }
             Expected::Parse(ParseNote::Unnamed(version, before)) => {
@@ -420,11 +423,9 @@ impl Flow {
             Expected::InjectedParse(statement) | Expected::InjectedClose(statement) => {
                 self.settle(backend, statement, None);
             }
-            Expected::KnownParse(name) => {
-                self.mine.remove(&name);
-            }
+            Expected::KnownParse(name) => self.mine.undo_insert(&name),
             Expected::KnownClose(name, statement) | Expected::Renewed(name, statement) => {
-                self.mine.insert(&name, statement);
+                self.mine.undo_remove(&name, statement);
             }
             // Either may have been meant to drop the unnamed statement.
             Expected::Close | Expected::Query | Expected::Restored(_) => backend.unnamed = Some(UnnamedOwner::SOMEBODY),

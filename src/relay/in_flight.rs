@@ -7,7 +7,7 @@ use crate::backend::StatementId;
 /// See the module. A statement is known by its identity, the unnamed one as none.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    /// Counts the client's Syncs: an error passes over everything up to the next one.
+    /// Counts the client's batches: an error passes over everything up to the next Sync.
     batch: u64,
     changes: VecDeque<Change>,
 }
@@ -28,7 +28,7 @@ enum What {
 }
 
 impl InFlight {
-    /// A Sync was sent.
+    /// A batch was ended.
     pub fn next_batch(&mut self) {
         self.batch += 1;
     }
@@ -40,6 +40,11 @@ impl InFlight {
     /// DEALLOCATE ALL or DISCARD ALL was sent.
     pub fn sent_drop(&mut self) {
         self.changes.push_back(Change { what: What::All, batch: self.batch, relied_on: true });
+    }
+
+    /// One of an earlier batch is not answered.
+    pub fn is_earlier_drop(&self) -> bool {
+        self.changes.iter().any(|change| change.what == What::All && change.batch != self.batch)
     }
 
     /// The oldest of those was answered.

@@ -93,6 +93,10 @@ impl Flow {
             let end = at + HEADER + in_view;
             let message =
                 Message { tag: header.tag, at, end, view: &input[at + HEADER..end], rest: header.payload - in_view };
+            if self.mine.is_behind() && self.depends_on_answers(&message) {
+                (self.held_back, self.waits) = (true, true);
+                break;
+            }
             self.request_rest = message.rest;
             self.request(backend, &message, splice)?;
             at = end;
@@ -103,7 +107,24 @@ impl Flow {
 
     /// No more requests are taken before there are answers: so many are due, or what failed has to be sent again first.
     pub fn is_full(&self) -> bool {
-        matches!(self.retry, Retry::Failed(_)) || self.expected.len() >= MAX_EXPECTED
+        matches!(self.retry, Retry::Failed(_)) || (self.waits && !self.copy_in) || self.expected.len() >= MAX_EXPECTED
+    }
+
+    /// Whether a message means a statement that an error in an earlier batch could keep there, or keep from being there.
+    fn depends_on_answers(&self, message: &Message<'_>) -> bool {
+        let name = match message.tag {
+            frontend::PARSE => cstr(message.view).map(|(name, _)| name),
+            frontend::BIND => cstr(message.view).and_then(|(_, rest)| cstr(rest)).map(|(name, _)| name),
+            frontend::DESCRIBE | frontend::CLOSE => named_statement(message).ok().flatten(),
+            _ => None,
+        };
+        let passes_anyway = self.plain || self.copy_in || self.batch == Batch::Skipping;
+        let Some(name) = name.filter(|name| !name.is_empty() && !passes_anyway) else {
+            return false;
+        };
+        let unsettled = self.mine.is_unsettled(name, message.tag == frontend::PARSE)
+            || self.is_going(name) && self.in_flight.is_earlier_drop();
+        unsettled && self.expected.iter().any(Expected::ends_with_ready)
     }
 
     /// The last call to [`Flow::requests`] left something that it could have taken, had there been room for it.
@@ -143,6 +164,9 @@ impl Flow {
             frontend::FLUSH => self.batch = Batch::Open,
             frontend::QUERY => {
                 self.query(backend, message, splice);
+                if !matches!(self.expected.back(), Some(Expected::KnownQuery(_))) {
+                    self.end_batch();
+                }
                 self.restore_behind(backend, splice);
                 return Ok(());
             }
@@ -155,6 +179,7 @@ impl Flow {
             frontend::FUNCTION_CALL => {
                 self.state.note_opaque();
                 self.expected.push_back(Expected::FunctionCall);
+                self.end_batch();
             }
             frontend::COPY_DONE | frontend::COPY_FAIL => self.copy_end(),
             _ => {}
@@ -299,9 +324,14 @@ impl Flow {
         if !self.copy_in {
             self.batch = Batch::Synced;
             self.executes = false;
-            self.in_flight.next_batch();
+            self.end_batch();
             self.expected.push_back(Expected::Sync);
         }
+    }
+
+    fn end_batch(&mut self) {
+        self.in_flight.next_batch();
+        self.mine.end_batch();
     }
 
     fn copy_end(&mut self) {

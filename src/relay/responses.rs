@@ -336,6 +336,10 @@ impl Flow {
                 None => return Err(ReadFault::Unexpected(tag::READY)),
             }
         };
+        self.waits = false;
+        if !matches!(answered, Expected::Behind) {
+            self.mine.batch_answered();
+        }
         while matches!(self.expected.front(), Some(Expected::CopyEnd)) {
             self.expected.pop_front();
         }

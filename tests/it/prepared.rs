@@ -507,3 +507,33 @@ async fn an_unnamed_statement_outlives_a_parse_that_is_passed_over() {
     assert_eq!(sqlstates(&wire.exchange(&[parse("", "SELEC"), sync()]).await), ["42601"]);
     assert_eq!(sqlstates(&wire.exchange(&[again]).await), ["26000"]);
 }
+
+/// In a pipeline an error passes over the rest of its batch: the next one finds names as the backend does.
+#[tokio::test]
+async fn a_batch_behind_one_that_fails_finds_the_names_as_they_are() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let (mut wire, mut other) = (stage.client().await, stage.client().await);
+    let again = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    let fails = execute("nowhere", 0);
+    let two = async |wire: &mut Wire, batches: [&[Vec<u8>]; 2]| {
+        wire.send(&batches.concat().concat()).await.unwrap();
+        let first = wire.read_until_ready().await.unwrap();
+        [sqlstates(&first), sqlstates(&wire.read_until_ready().await.unwrap())].concat()
+    };
+    // Not prepared, so that the name is free; and what got it is nobody else's.
+    let batches = [fails.clone(), parse("s", "SELECT 'one'"), sync()];
+    assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'two'"), sync()]]).await, ["34000"]);
+    assert_eq!(values(&wire.exchange(&[again("s")]).await), ["two"]);
+    assert_eq!(values(&other.exchange(&[parse("s", "SELECT 'one'"), again("s")]).await), ["one"]);
+    // Not closed, so that it is taken, and can be run.
+    let batches = [fails.clone(), close_statement("s"), sync()];
+    assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'three'"), sync()]]).await, ["34000", "42P05"]);
+    assert_eq!(two(&mut wire, [&batches, &[again("s")]]).await, ["34000"]);
+    assert_eq!(values(&wire.exchange(&[again("s")]).await), ["two"]);
+    let batches = [fails, parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0), sync()];
+    assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'four'"), sync()]]).await, ["34000", "42P05"]);
+    // Closed, and prepared anew: in one go.
+    let batches = [close_statement("s"), sync()];
+    assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'five'"), sync()]]).await, [""; 0]);
+    assert_eq!(values(&wire.exchange(&[again("s")]).await), ["five"]);
+}
