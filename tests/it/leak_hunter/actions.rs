@@ -159,12 +159,22 @@ fn named(maker: &mut Maker<'_>, before: &[Frame]) -> Vec<Frame> {
 /// Whether these frames run something in a transaction.
 fn may_fail_a_transaction(maker: &Maker<'_>, frames: &[Frame]) -> bool {
     let begins = |sql: &str| sql.contains("BEGIN") || sql.contains("START");
-    let statements = &maker.known.statements;
-    !frames.is_empty() && maker.known.in_transaction
-        || frames.iter().any(|frame| match frame {
-            Frame::Bind { name, .. } => statements.get(name).is_some_and(|sql| begins(sql)),
-            frame => frame.sql().is_some_and(begins),
-        })
+    !frames.is_empty() && maker.known.in_transaction || any_runs(maker, frames, begins)
+}
+
+/// Whether any of these frames runs a statement like that.
+fn any_runs(maker: &Maker<'_>, frames: &[Frame], is_like_that: impl Fn(&str) -> bool) -> bool {
+    frames.iter().any(|frame| match frame {
+        Frame::Bind { name, .. } => maker.known.statements.get(name).is_some_and(|sql| is_like_that(sql)),
+        frame => frame.sql().is_some_and(&is_like_that),
+    })
+}
+
+/// Whether the batch that these frames end with has to end here: behind DISCARD ALL the client's own parameters are back
+/// with its Sync only (docs/POOLING.md).
+fn has_to_end(maker: &Maker<'_>, frames: &[Frame]) -> bool {
+    let batch = frames.rsplit(|frame| *frame == Frame::Sync).next().unwrap_or_default();
+    any_runs(maker, batch, |sql| sql.contains("DISCARD ALL"))
 }
 
 /// Several batches at once, each of several statements, with a Sync after most of them.
@@ -176,7 +186,7 @@ fn pipeline(maker: &mut Maker<'_>) -> Vec<Frame> {
             5..9 => frames.extend(named(maker, &frames)),
             _ => frames.extend([Frame::Sync, Frame::Query(maker.statement())]),
         }
-        if maker.random.chance(60) {
+        if maker.random.chance(60) || has_to_end(maker, &frames) {
             frames.push(Frame::Sync);
         }
     }
@@ -205,7 +215,7 @@ fn portal(maker: &mut Maker<'_>) -> Vec<Frame> {
 fn flushed(maker: &mut Maker<'_>) -> Vec<Frame> {
     let mut frames = unnamed(maker);
     frames.push(Frame::Flush);
-    if maker.random.chance(50) {
+    if maker.random.chance(50) && !has_to_end(maker, &frames) {
         frames.extend(named(maker, &frames));
         frames.push(Frame::Flush);
     }
