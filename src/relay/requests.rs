@@ -7,7 +7,6 @@ use super::flow::{Batch, ClientFault, Expected, Flow, ParseNote, Retry, Transact
 use super::splice::Splice;
 use super::statements::look_into;
 use crate::backend::{BackendState, Settings, StatementId, UnnamedOwner};
-use crate::metrics::Pin;
 use crate::sql::{self, Alone, Look, Marks};
 use crate::wire::tag::frontend;
 use crate::wire::{HEADER, Header, cstr, messages};
@@ -269,7 +268,7 @@ impl Flow {
             self.restores |= works && look.alone == Some(Alone::DiscardAll);
         }
         if self.counts_advance(text) {
-            self.state.certain.insert(Pin::Sequence);
+            self.state.advances_sequence();
             backend.sequences_of_others = false;
         }
     }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::flow::{Batch, Expected, Flow, ParseNote, Retry, TransactionStatus};
 use super::splice::Splice;
 use crate::backend::{BackendState, StatementId, UnnamedOwner};
-use crate::metrics::Pin;
 use crate::wire::tag::backend as tag;
 use crate::wire::{HEADER, Header, PgError, ReadFault, Severity, messages};
 
@@ -230,10 +229,10 @@ impl Flow {
                 // DEALLOCATE ALL leaves the unnamed statement alone.
                 backend.unnamed = Some(UnnamedOwner::SOMEBODY);
                 if command == b"DISCARD ALL" {
-                    self.state.certain.remove(Pin::Sequence);
+                    self.state.discarded_sequences();
                 }
             }
-            b"DISCARD SEQUENCES" => self.state.certain.remove(Pin::Sequence),
+            b"DISCARD SEQUENCES" => self.state.discarded_sequences(),
             _ if !self.plain && changes_schema(command) => self.state.schema_changed(command),
             _ => {}
         }
@@ -361,6 +360,7 @@ impl Flow {
             self.mine.at_rest();
             self.drops.clear();
             self.in_flight.at_rest();
+            self.state.at_rest();
         }
         if self.status == TransactionStatus::Idle {
             self.state.channels.settled();

@@ -1,6 +1,7 @@
 //! What a client's session has beyond its transaction, as far as its requests and their answers tell; and the words that
 //! bring a parameter back to what the client began with.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::channels::OwnChannels;
@@ -36,6 +37,9 @@ pub struct SessionState {
     pub changed_schema: bool,
     /// Counts what makes this session's statements differ from those of the same text before.
     own: u64,
+    /// Counts what may have advanced a sequence, and how much of it stood before each DISCARD that is under way.
+    advances: u64,
+    discards: VecDeque<u64>,
     /// What it does there to channels that it listens to on a shared one.
     pub channels: OwnChannels,
 }
@@ -92,6 +96,27 @@ impl SessionState {
             }
         }
         self.opaque |= marks.contains(Marks::OPAQUE);
+        if marks.contains(Marks::DISCARD_SEQUENCES) {
+            self.discards.push_back(self.advances);
+        }
+    }
+
+    /// Notes that a sequence may be advanced.
+    pub fn advances_sequence(&mut self) {
+        self.advances += 1;
+        self.certain.insert(Pin::Sequence);
+    }
+
+    /// DISCARD SEQUENCES or ALL is done. What the client has sent behind it may have advanced a sequence again.
+    pub fn discarded_sequences(&mut self) {
+        if self.discards.pop_front() == Some(self.advances) {
+            self.certain.remove(Pin::Sequence);
+        }
+    }
+
+    /// Nothing is under way.
+    pub fn at_rest(&mut self) {
+        self.discards.clear();
     }
 
     /// Notes a request that we cannot look into.

@@ -259,6 +259,15 @@ async fn sequences_are_remembered_where_somebody_asks_for_them() {
         assert_eq!(other.failure("SELECT lastval()").await, "55000");
         assert_eq!(wire.value("SELECT lastval() || ' ' || currval('t_id_seq')").await, "1 1");
     }
+    // Advanced again behind a DISCARD, in the same query or before that is answered.
+    for discard in ["DISCARD SEQUENCES; SELECT nextval('t_id_seq')", "DISCARD SEQUENCES", "DISCARD ALL"] {
+        wire.exchange(&[query(discard), query("SELECT nextval('t_id_seq')")]).await;
+        let next = values(&wire.read_until_ready().await.unwrap()).remove(0);
+        for _ in 0..4 {
+            assert_eq!(other.failure("SELECT lastval()").await, "55000");
+            assert_eq!(wire.value("SELECT lastval()").await, next);
+        }
+    }
     // What was done before anybody asked is not told to others either.
     let stage_of_one = one_backend().await;
     let (mut first, mut second) = (stage_of_one.client().await, stage_of_one.client().await);
