@@ -88,7 +88,7 @@ pub struct Doubt {
 /// What was found.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Census {
-    /// Those in force beyond what the login gave.
+    /// Those in force beyond what the login gave. A custom parameter that was set and reset keeps its name and no value.
     pub settings: Settings,
     /// Of the kinds asked for.
     pub pins: Pins,
@@ -163,8 +163,6 @@ impl Backend {
                 {
                     settings.remove(name);
                 }
-                // A custom parameter that was set and reset keeps its name and no value.
-                Some(Some(value)) if value.is_empty() && name.contains('.') => settings.remove(name),
                 Some(Some(value)) => settings.set(name, &value),
                 Some(None) => pins.insert(Pin::Unknown),
                 None => settings.remove(name),

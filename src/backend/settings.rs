@@ -60,6 +60,11 @@ impl Settings {
         self.0.remove(name);
     }
 
+    /// Takes out custom parameters without a value that `is_reset` says nobody has set to that.
+    pub fn forget_empty_customs(&mut self, is_reset: impl Fn(&str) -> bool) {
+        self.0.retain(|name, value| !(value.is_empty() && name.contains('.') && is_reset(name)));
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }

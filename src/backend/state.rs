@@ -140,7 +140,12 @@ impl Prepared {
     }
 
     pub fn clear(&mut self) {
-        self.used.clear();
+        self.clear_but(|_| false);
+    }
+
+    /// All are gone; those that are sent already will be there.
+    pub fn clear_but(&mut self, sent: impl Fn(StatementId) -> bool) {
+        self.used.retain(|id, _| sent(*id));
         self.there.clear();
     }
 }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::in_flight::InFlight;
-use super::state::{SessionState, Tags};
-use super::statements::ClientStatements;
+use super::replaced::Replaced;
+use super::state::SessionState;
+use super::statements::{ClientStatements, Unnamed};
 use crate::backend::{BackendState, Statement, StatementId, Statements, UnnamedOwner};
 use crate::wire::{FrameError, PgError, sqlstate};
 
@@ -81,13 +82,16 @@ pub(super) enum Expected {
     InjectedClose(Option<StatementId>),
     /// CloseComplete that we answer ourselves: other clients may use the statement.
     KnownClose(Box<[u8]>, Arc<Statement>),
+    /// No answer is due: a name that is about to be dropped was given to another statement, and gets this one back if that
+    /// fails.
+    Renewed(Box<[u8]>, Arc<Statement>),
     /// The end of COPY data that was sent before the backend asked for it.
     CopyEnd,
     /// ReadyForQuery.
     Sync,
     Query,
     /// A simple query in which statements stand for others.
-    Restored(Tags),
+    Restored(Replaced),
     /// A simple query that we answer ourselves: its command tag.
     KnownQuery(&'static str),
     FunctionCall,
@@ -148,7 +152,8 @@ pub(super) enum Retry {
 /// What a client's Parse changed on our side.
 #[derive(Debug)]
 pub(super) enum ParseNote {
-    Unnamed,
+    /// Which one it is, and the one before: it stays when this is passed over.
+    Unnamed(u64, Option<Box<Unnamed>>),
     Named(Box<[u8]>, StatementId),
     /// Too long to be remembered.
     Unshared(Box<[u8]>),
@@ -232,6 +237,8 @@ pub struct Flow {
     /// The backend takes COPY data, and ignores Sync, until the client ends it.
     pub(super) copy_in: bool,
     pub(super) held_back: bool,
+    /// What is held back is judged when the next batch is answered.
+    pub(super) waits: bool,
     /// Payload bytes of the client's current message still to be forwarded.
     pub(super) request_rest: usize,
     /// The same of the backend's.
@@ -272,6 +279,7 @@ impl Flow {
             batch: Batch::Synced,
             copy_in: false,
             held_back: false,
+            waits: false,
             request_rest: 0,
             response_rest: 0,
             mine: ClientStatements::default(),
@@ -356,7 +364,7 @@ impl Flow {
         let Retry::Due(got) = self.retry else { return false };
         self.retry = Retry::Repeating(got);
         for name in std::mem::take(&mut self.retry_names) {
-            self.mine.remove(&name);
+            self.mine.undo_insert(&name);
         }
         true
     }
@@ -429,6 +437,7 @@ impl Flow {
             match self.expected.front() {
                 Some(Expected::KnownParse(_)) => self.reply(replies, backend::PARSE_COMPLETE, &[]),
                 Some(Expected::KnownClose(..)) => self.reply(replies, backend::CLOSE_COMPLETE, &[]),
+                Some(Expected::Renewed(..)) => {}
                 Some(Expected::KnownQuery(command)) => {
                     let command = *command;
                     self.reply(replies, backend::COMMAND_COMPLETE, &[command.as_bytes(), b"\0"]);
@@ -451,24 +460,40 @@ impl Flow {
     pub(super) fn undo(&mut self, passed_over: Expected, backend: &mut BackendState) {
         match passed_over {
             Expected::Parse(ParseNote::Named(name, id)) => {
-                self.mine.remove(&name);
+                self.mine.undo_insert(&name);
                 self.settle(backend, Some(id), None);
             }
-            Expected::Parse(ParseNote::Unnamed) => {
-                self.mine.forget_unnamed();
+            Expected::Parse(ParseNote::Unnamed(version, before)) => {
+                self.bring_back(version, before);
                 self.settle(backend, None, None);
             }
             Expected::Parse(ParseNote::Unshared(name)) => self.unshared.retain(|unshared| *unshared != name),
             Expected::InjectedParse(statement) | Expected::InjectedClose(statement) => {
                 self.settle(backend, statement, None);
             }
-            Expected::KnownParse(name) => {
-                self.mine.remove(&name);
+            Expected::KnownParse(name) => self.mine.undo_insert(&name),
+            Expected::KnownClose(name, statement) | Expected::Renewed(name, statement) => {
+                self.mine.undo_remove(&name, statement);
             }
-            Expected::KnownClose(name, statement) => self.mine.insert(&name, statement),
             // Either may have been meant to drop the unnamed statement.
             Expected::Close | Expected::Query | Expected::Restored(_) => backend.unnamed = Some(UnnamedOwner::SOMEBODY),
             _ => {}
+        }
+    }
+
+    /// The unnamed statement of this version was not prepared after all: the one before is still there, for the client or
+    /// for what was sent behind it.
+    fn bring_back(&mut self, version: u64, before: Option<Box<Unnamed>>) {
+        let is_meant = |unnamed: &Unnamed| unnamed.version == version;
+        if self.mine.unnamed().is_some_and(is_meant) {
+            return self.mine.replace_unnamed(before.map(|unnamed| *unnamed));
+        }
+        let later = self.expected.iter_mut().find_map(|expected| match expected {
+            Expected::Parse(ParseNote::Unnamed(_, Some(later))) if is_meant(later) => Some(expected),
+            _ => None,
+        });
+        if let Some(Expected::Parse(ParseNote::Unnamed(_, later))) = later {
+            *later = before;
         }
     }
 

@@ -6,6 +6,7 @@ mod channels;
 mod flow;
 mod in_flight;
 mod provide;
+mod replaced;
 mod requests;
 mod responses;
 mod splice;

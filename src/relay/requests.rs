@@ -7,7 +7,6 @@ use super::flow::{Batch, ClientFault, Described, Expected, Flow, ParseNote, Retr
 use super::splice::Splice;
 use super::statements::look_into;
 use crate::backend::{BackendState, Settings, UnnamedOwner};
-use crate::metrics::Pin;
 use crate::sql::{self, Alone, Look, Marks};
 use crate::wire::tag::frontend;
 use crate::wire::{HEADER, Header, cstr, messages};
@@ -108,6 +107,10 @@ impl Flow {
                 rest: header.payload - in_view,
                 behind: &input[end..],
             };
+            if self.mine.is_behind() && self.depends_on_answers(&message) {
+                (self.held_back, self.waits) = (true, true);
+                break;
+            }
             self.request_rest = message.rest;
             self.request(backend, &message, splice)?;
             if self.held_back {
@@ -125,7 +128,25 @@ impl Flow {
     pub fn is_full(&self) -> bool {
         matches!(self.retry, Retry::Failed(_))
             || matches!(self.wait, Wait::Check | Wait::Database)
+            || (self.waits && !self.copy_in)
             || self.expected.len() >= MAX_EXPECTED
+    }
+
+    /// Whether a message means a statement that an error in an earlier batch could keep there, or keep from being there.
+    fn depends_on_answers(&self, message: &Message<'_>) -> bool {
+        let name = match message.tag {
+            frontend::PARSE => cstr(message.view).map(|(name, _)| name),
+            frontend::BIND => cstr(message.view).and_then(|(_, rest)| cstr(rest)).map(|(name, _)| name),
+            frontend::DESCRIBE | frontend::CLOSE => named_statement(message).ok().flatten(),
+            _ => None,
+        };
+        let passes_anyway = self.plain || self.copy_in || self.batch == Batch::Skipping;
+        let Some(name) = name.filter(|name| !name.is_empty() && !passes_anyway) else {
+            return false;
+        };
+        let unsettled = self.mine.is_unsettled(name, message.tag == frontend::PARSE)
+            || self.is_going(name) && self.in_flight.is_earlier_drop();
+        unsettled && self.expected.iter().any(Expected::ends_with_ready)
     }
 
     /// The last call to [`Flow::requests`] left something that it could have taken, had there been room for it.
@@ -170,6 +191,9 @@ impl Flow {
             frontend::FLUSH => self.batch = Batch::Open,
             frontend::QUERY => {
                 self.query(backend, message, splice);
+                if !matches!(self.expected.back(), Some(Expected::KnownQuery(_))) {
+                    self.end_batch();
+                }
                 self.restore_behind(backend, splice);
                 return Ok(());
             }
@@ -182,6 +206,7 @@ impl Flow {
             frontend::FUNCTION_CALL => {
                 self.state.note_opaque();
                 self.expected.push_back(Expected::FunctionCall);
+                self.end_batch();
             }
             frontend::COPY_DONE | frontend::COPY_FAIL => self.copy_end(),
             _ => {}
@@ -216,10 +241,10 @@ impl Flow {
         }
         let resets = look.as_ref().map_or(&[][..], |look| &look.resets);
         if message.is_whole()
-            && let Some((restored, tags)) = self.state.restore(text, resets, self.status == TransactionStatus::Idle)
+            && let Some((restored, replaced)) = self.state.restore(text, resets, self.status == TransactionStatus::Idle)
         {
             messages::framed(splice.insert(), frontend::QUERY, &[&restored, b"\0"]);
-            return self.expected.push_back(Expected::Restored(tags));
+            return self.expected.push_back(Expected::Restored(replaced));
         }
         self.expected.push_back(Expected::Query);
         splice.pass(message.at, message.end);
@@ -255,13 +280,14 @@ impl Flow {
             }
             if let Some(Alone::DeallocateAll | Alone::DiscardAll) = look.alone {
                 self.drops.push_back(self.mine.clock());
+                self.in_flight.sent_drop();
             }
             // In a transaction, or behind another statement in its batch, it fails.
             let works = self.status == TransactionStatus::Idle && !self.executes;
             self.restores |= works && look.alone == Some(Alone::DiscardAll);
         }
         if self.counts_advance(text) {
-            self.state.certain.insert(Pin::Sequence);
+            self.state.advances_sequence();
             backend.sequences_of_others = false;
         }
     }
@@ -316,9 +342,14 @@ impl Flow {
         if !self.copy_in {
             self.batch = Batch::Synced;
             self.executes = false;
-            self.in_flight.next_batch();
+            self.end_batch();
             self.expected.push_back(Expected::Sync);
         }
+    }
+
+    fn end_batch(&mut self) {
+        self.in_flight.next_batch();
+        self.mine.end_batch();
     }
 
     fn copy_end(&mut self) {
@@ -336,7 +367,10 @@ impl Flow {
         splice: &mut Splice<'_>,
     ) -> Result<(), ClientFault> {
         let (name, rest) = cstr(message.view).ok_or(ClientFault::Malformed(message.tag))?;
+        let mut before = None;
         if name.is_empty() {
+            // Nothing precedes it that could fail and keep it from being replaced.
+            before = self.mine.take_unnamed().filter(|_| !self.expected.is_empty()).map(Box::new);
             self.forget_unnamed();
         }
         if !message.is_whole() || message.view.len() > self.limits.max_prepared_size {
@@ -348,9 +382,10 @@ impl Flow {
         self.forget_others(backend, look.as_deref(), cstr(&rest).map_or(b"", |(text, _)| text), splice);
         if name.is_empty() {
             let unnamed = self.mine.set_unnamed(&rest, tag, look, self.shared.schema());
-            backend.unnamed = Some(UnnamedOwner { session: self.session, version: unnamed.version });
+            let version = unnamed.version;
+            backend.unnamed = Some(UnnamedOwner { session: self.session, version });
             self.in_flight.sent(None, true);
-            self.extended(Expected::Parse(ParseNote::Unnamed));
+            self.extended(Expected::Parse(ParseNote::Unnamed(version, before)));
             match rest {
                 Cow::Borrowed(_) => splice.pass(message.at, message.end),
                 Cow::Owned(restored) => messages::parse(splice.insert(), b"", &restored),
@@ -361,6 +396,11 @@ impl Flow {
             self.extended(Expected::Parse(ParseNote::Taken(name.into())));
             splice.pass(message.at, message.end);
             return Ok(());
+        }
+        if self.is_going(name)
+            && let Some(statement) = self.mine.remove(name)
+        {
+            self.extended(Expected::Renewed(name.into(), statement));
         }
         if let Some((taken, _)) = self.mine.find(name) {
             // PostgreSQL answers 42P05: so will it, when the name that the first one got is used again.
@@ -406,6 +446,11 @@ impl Flow {
         self.extended(Expected::Parse(ParseNote::Unshared(name.into())));
     }
 
+    /// Whether a drop of all statements is under way that this one will not survive, unless it fails: the backend knows.
+    fn is_going(&self, name: &[u8]) -> bool {
+        self.drops.back().is_some_and(|sent| self.mine.is_older(name, *sent))
+    }
+
     pub(super) fn is_unshared(&self, name: &[u8]) -> bool {
         self.unshared.iter().any(|unshared| **unshared == *name)
     }
@@ -437,13 +482,13 @@ impl Flow {
             }
             if let Some(unnamed) = self.mine.take_unnamed() {
                 self.bound(backend, portal, unnamed.look.as_deref(), unnamed.tag, &unnamed.rest);
-                self.mine.put_unnamed(unnamed);
+                self.mine.replace_unnamed(Some(unnamed));
             }
         } else if let Some((statement, mut unchecked)) = self.mine.find(name) {
             let text = cstr(&statement.rest).map_or(&b""[..], |(text, _)| text);
             self.forget_others(backend, statement.look.as_deref(), text, splice);
             let mut statement = statement;
-            if !self.has(backend, statement.id) {
+            if !self.is_going(name) && !self.has(backend, statement.id) {
                 (statement, unchecked) = self.ensure(backend, name, statement, splice);
             }
             if unchecked && !message.is_described() {
@@ -475,7 +520,10 @@ impl Flow {
             if name.is_empty() {
                 self.ensure_unnamed(backend, splice);
             } else if let Some((statement, _)) = self.mine.find(name) {
-                id = Some(self.ensure(backend, name, statement, splice).0.id);
+                id = Some(match self.is_going(name) {
+                    true => statement.id,
+                    false => self.ensure(backend, name, statement, splice).0.id,
+                });
             }
             // What it takes from now on is what it is told now.
             if let Some(Some(told)) = self.mine.told(name) {

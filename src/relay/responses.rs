@@ -7,7 +7,6 @@ use super::flow::{Batch, Described, Expected, Flow, ParseNote, Retry, Transactio
 use super::splice::Splice;
 use super::statements::{Told, shape_of};
 use crate::backend::{BackendState, StatementId, UnnamedOwner};
-use crate::metrics::Pin;
 use crate::wire::tag::backend as tag;
 use crate::wire::{HEADER, Header, PgError, ReadFault, Severity, messages};
 
@@ -112,6 +111,17 @@ impl Flow {
         self.state.told = backend.parameters.clone();
     }
 
+    /// A whole error or notice as the client should have it: its own names, and the place in its own text; none where there
+    /// is nothing to change.
+    fn in_own_words(&mut self, tag: u8, view: &[u8]) -> Option<Vec<u8>> {
+        let renamed = if tag == tag::ERROR { self.with_own_names(view) } else { None };
+        let placed = match self.expected.front() {
+            Some(Expected::Restored(replaced)) => replaced.with_own_position(renamed.as_deref().unwrap_or(view)),
+            _ => None,
+        };
+        placed.or(renamed)
+    }
+
     /// An error that speaks of a statement calls it as the client does; none where there is nothing to change.
     fn with_own_names(&mut self, view: &[u8]) -> Option<Vec<u8>> {
         let taken = self.taken.take();
@@ -131,16 +141,16 @@ impl Flow {
         Some(renamed)
     }
 
-    /// Lets a message pass; a command tag as the client expects it, an error with the client's names.
+    /// Lets a message pass; a command tag as the client expects it, an error or notice in the client's words.
     fn forward(&mut self, tag: u8, view: &[u8], at: usize, end: usize, splice: &mut Splice<'_>) {
         if tag == tag::ERROR && std::mem::take(&mut self.outdated) {
             return messages::framed(splice.insert(), tag, &[OUTDATED]);
         }
-        if tag == tag::ERROR
+        if matches!(tag, tag::ERROR | tag::NOTICE)
             && self.response_rest == 0
-            && let Some(renamed) = self.with_own_names(view)
+            && let Some(changed) = self.in_own_words(tag, view)
         {
-            return messages::framed(splice.insert(), tag, &[&renamed]);
+            return messages::framed(splice.insert(), tag, &[&changed]);
         }
         match self.retagged.take() {
             Some(command) if tag == tag::COMMAND_COMPLETE => {
@@ -169,7 +179,7 @@ impl Flow {
                         }
                         Some(Some(*id))
                     }
-                    ParseNote::Unnamed => Some(None),
+                    ParseNote::Unnamed(..) => Some(None),
                     ParseNote::Unshared(_) | ParseNote::Taken(_) | ParseNote::Plain => None,
                 };
                 self.expected.pop_front();
@@ -203,7 +213,7 @@ impl Flow {
                         self.retagged = *tag;
                         self.expected.pop_front();
                     }
-                    Some(Expected::Restored(tags)) => self.retagged = tags.completed(),
+                    Some(Expected::Restored(replaced)) => self.retagged = replaced.completed(),
                     _ => {}
                 }
                 self.command_complete(backend, view);
@@ -271,14 +281,15 @@ impl Flow {
                 let sent = self.drops.pop_front().unwrap_or(u64::MAX);
                 self.mine.clear(sent);
                 self.unshared.clear();
-                backend.prepared.clear();
+                self.in_flight.dropped();
+                backend.prepared.clear_but(|id| self.in_flight.contains(Some(id)));
                 // DEALLOCATE ALL leaves the unnamed statement alone.
                 backend.unnamed = Some(UnnamedOwner::SOMEBODY);
                 if command == b"DISCARD ALL" {
-                    self.state.certain.remove(Pin::Sequence);
+                    self.state.discarded_sequences();
                 }
             }
-            b"DISCARD SEQUENCES" => self.state.certain.remove(Pin::Sequence),
+            b"DISCARD SEQUENCES" => self.state.discarded_sequences(),
             _ if !self.plain && changes_schema(command) => self.state.schema_changed(command),
             _ => {}
         }
@@ -329,6 +340,10 @@ impl Flow {
             Some(Expected::Parse(ParseNote::Taken(name))) => Some(name.clone()),
             _ => None,
         };
+        // It has failed, and taken the one before along.
+        if let Some(Expected::Parse(ParseNote::Unnamed(_, before))) = self.expected.front_mut() {
+            *before = None;
+        }
         self.fatal |= error.severity == Severity::Fatal;
         if !expired {
             self.figures.errors.push(error.code);
@@ -389,6 +404,10 @@ impl Flow {
                 None => return Err(ReadFault::Unexpected(tag::READY)),
             }
         };
+        self.waits = false;
+        if !matches!(answered, Expected::Behind) {
+            self.mine.batch_answered();
+        }
         while matches!(self.expected.front(), Some(Expected::CopyEnd)) {
             self.expected.pop_front();
         }
@@ -409,6 +428,8 @@ impl Flow {
         if self.expected.is_empty() {
             self.mine.at_rest();
             self.drops.clear();
+            self.in_flight.at_rest();
+            self.state.at_rest();
         }
         if self.status == TransactionStatus::Idle {
             self.state.channels.settled();
@@ -431,7 +452,7 @@ fn bytes_needed(tag: u8) -> usize {
     match tag {
         tag::READY => 1,
         tag::COMMAND_COMPLETE => TAG_BOUND,
-        tag::ERROR => ERROR_VIEW,
+        tag::ERROR | tag::NOTICE => ERROR_VIEW,
         tag::PARAMETER_STATUS => PARAMETER_BOUND,
         _ => 0,
     }

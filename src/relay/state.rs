@@ -1,9 +1,11 @@
 //! What a client's session has beyond its transaction, as far as its requests and their answers tell; and the words that
 //! bring a parameter back to what the client began with.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::channels::OwnChannels;
+use super::replaced::Replaced;
 use crate::backend::{Doubt, Parameters, Pins, Settings, set_command, set_config};
 use crate::metrics::Pin;
 use crate::sql::{Look, Marks, Reset};
@@ -35,6 +37,9 @@ pub struct SessionState {
     pub changed_schema: bool,
     /// Counts what makes this session's statements differ from those of the same text before.
     own: u64,
+    /// Counts what may have advanced a sequence, and how much of it stood before each DISCARD that is under way.
+    advances: u64,
+    discards: VecDeque<u64>,
     /// What it does there to channels that it listens to on a shared one.
     pub channels: OwnChannels,
 }
@@ -91,6 +96,27 @@ impl SessionState {
             }
         }
         self.opaque |= marks.contains(Marks::OPAQUE);
+        if marks.contains(Marks::DISCARD_SEQUENCES) {
+            self.discards.push_back(self.advances);
+        }
+    }
+
+    /// Notes that a sequence may be advanced.
+    pub fn advances_sequence(&mut self) {
+        self.advances += 1;
+        self.certain.insert(Pin::Sequence);
+    }
+
+    /// DISCARD SEQUENCES or ALL is done. What the client has sent behind it may have advanced a sequence again.
+    pub fn discarded_sequences(&mut self) {
+        if self.discards.pop_front() == Some(self.advances) {
+            self.certain.remove(Pin::Sequence);
+        }
+    }
+
+    /// Nothing is under way.
+    pub fn at_rest(&mut self) {
+        self.discards.clear();
     }
 
     /// Notes a request that we cannot look into.
@@ -130,12 +156,12 @@ impl SessionState {
     }
 
     /// The text with statements instead of those resets that would go back to the login's values, where the client's own
-    /// differ; none when there are none. `idle`: no transaction is open. Gives the command tags that the client expects for them.
-    pub fn restore(&self, text: &[u8], resets: &[Reset], idle: bool) -> Option<(Vec<u8>, Tags)> {
+    /// differ; none when there are none. `idle`: no transaction is open. Gives what the client expects of them, too.
+    pub fn restore(&self, text: &[u8], resets: &[Reset], idle: bool) -> Option<(Vec<u8>, Replaced)> {
         if resets.is_empty() {
             return None;
         }
-        let mut tags = Tags::default();
+        let mut replaced = Replaced::new(self.told.get(b"client_encoding").is_none_or(|value| value == b"UTF8"));
         let mut restored = Vec::with_capacity(text.len());
         let mut done = 0;
         for reset in resets {
@@ -145,10 +171,10 @@ impl SessionState {
             restored.extend_from_slice(&text[done..reset.range.start]);
             restored.extend_from_slice(words.as_bytes());
             done = reset.range.end;
-            tags.0.push((reset.statement, reset.tag));
+            replaced.push(text, reset, words.len());
         }
         restored.extend_from_slice(&text[done..]);
-        (!tags.0.is_empty()).then_some((restored, tags))
+        (done > 0).then_some((restored, replaced))
     }
 
     /// SET where it can say it; a block is the one statement without a result that can say the rest, in every protocol and
@@ -190,24 +216,6 @@ fn is_alone(text: &[u8], reset: &Reset) -> bool {
     reset.statement == 0 && text[reset.range.end..].iter().all(|byte| byte.is_ascii_whitespace() || *byte == b';')
 }
 
-/// Command tags of statements that stand for others: which statement of the text, and its tag.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Tags(Vec<(usize, &'static str)>);
-
-impl Tags {
-    /// The next statement was completed: the tag that the client expects, where it is another.
-    pub fn completed(&mut self) -> Option<&'static str> {
-        let tag = self.0.iter().find(|(statement, _)| *statement == 0).map(|(_, tag)| *tag);
-        self.0.retain(|(statement, _)| *statement > 0);
-        self.0.iter_mut().for_each(|(statement, _)| *statement -= 1);
-        tag
-    }
-
-    pub fn first(&self) -> Option<&'static str> {
-        self.0.first().map(|(_, tag)| *tag)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,12 +241,12 @@ mod tests {
             reset(text, "RESET work_mem", 2, Some("work_mem")),
             reset(text, "RESET ALL", 3, None),
         ];
-        let (restored, mut tags) = state.restore(text.as_bytes(), &resets, true).unwrap();
+        let (restored, mut replaced) = state.restore(text.as_bytes(), &resets, true).unwrap();
         let call = "PERFORM pg_catalog.set_config(E'timezone',E'UTC',false);";
         let expected =
             format!("SELECT 1; SET \"timezone\" TO E'UTC'; RESET work_mem; DO $pgt$BEGIN RESET ALL;{call} END$pgt$");
         assert_eq!(String::from_utf8(restored).unwrap(), expected);
-        let told: Vec<_> = (0..4).map(|_| tags.completed()).collect();
+        let told: Vec<_> = (0..4).map(|_| replaced.completed()).collect();
         assert_eq!(told, [None, Some("RESET"), None, Some("RESET")]);
         assert_eq!(state.restore(text.as_bytes(), &resets[1..2], true), None);
     }

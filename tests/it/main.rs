@@ -5,6 +5,7 @@ mod backend_login;
 mod bad_input;
 mod building_blocks;
 mod cancel;
+mod cancel_corners;
 mod client_certificates;
 mod commands;
 mod copy;

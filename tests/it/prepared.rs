@@ -534,3 +534,95 @@ async fn a_statement_out_of_date_fails_its_transaction_and_its_batch() {
     assert_eq!(two.on(1, &mut wire, &[run("v", &[])]).await, "EZ 42P01");
     assert_eq!(wire.value("SELECT 1").await, "1");
 }
+
+/// What a pipeline says behind DISCARD ALL, before that is answered, is about statements that are gone by then.
+#[tokio::test]
+async fn names_are_free_behind_a_drop_of_all_in_the_same_pipeline() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let (mut wire, mut other) = (stage.client().await, stage.client().await);
+    let run = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    for drop in [query("DISCARD ALL"), [parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0)].concat()] {
+        assert_eq!(values(&other.exchange(&[parse("a", "SELECT 'one'"), run("a")]).await), ["one"]);
+        assert_eq!(values(&wire.exchange(&[parse("a", "SELECT 'one'"), run("a")]).await), ["one"]);
+        wire.send(&[drop.clone(), parse("a", "SELECT 'two'"), run("a")].concat()).await.unwrap();
+        let mut told = Vec::new();
+        while told.last() != Some(&"two".to_owned()) {
+            let messages = wire.read_until_ready().await.unwrap();
+            assert_eq!(sqlstates(&messages), [""; 0]);
+            told.extend(values(&messages));
+        }
+        assert_eq!(values(&wire.exchange(&[run("a")]).await), ["two"]);
+        assert_eq!(values(&other.exchange(&[run("a")]).await), ["one"], "nobody else's");
+        // Prepared by others, and so on the backend until it is dropped there.
+        wire.send(&[drop, parse("b", "SELECT 'one'"), run("b")].concat()).await.unwrap();
+        while told.last() != Some(&"one".to_owned()) {
+            told.extend(values(&wire.read_until_ready().await.unwrap()));
+        }
+        // One that fails drops nothing.
+        let failing = [bind("", "b", &[]), execute("", 0), parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0)];
+        let messages = wire.exchange(&[failing.concat(), parse("b", "SELECT 'new'"), sync()]).await;
+        assert_eq!(sqlstates(&messages), ["25001"]);
+        assert_eq!(values(&wire.exchange(&[run("b")]).await), ["one"]);
+        // And what was there before is not there any more.
+        wire.send(&[query("DISCARD ALL"), run("b")].concat()).await.unwrap();
+        wire.read_until_ready().await.unwrap();
+        assert_eq!(sqlstates(&wire.read_until_ready().await.unwrap()), ["26000"]);
+        wire.query("DEALLOCATE ALL").await.unwrap();
+        other.query("DEALLOCATE ALL").await.unwrap();
+    }
+}
+
+/// An unnamed statement stays when the next one is passed over, and is gone when the next one fails.
+#[tokio::test]
+async fn an_unnamed_statement_outlives_a_parse_that_is_passed_over() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let mut wire = stage.client().await;
+    let again = [bind("", "", &[]), execute("", 0), sync()].concat();
+    let fails = execute("nowhere", 0);
+    wire.exchange(&[parse("", "SELECT 'one'"), sync()]).await;
+    let messages =
+        wire.exchange(&[fails.clone(), parse("", "SELECT 'two'"), parse("", "SELECT 'three'"), sync()]).await;
+    assert_eq!(sqlstates(&messages), ["34000"]);
+    assert_eq!(values(&wire.exchange(&[again.clone()]).await), ["one"]);
+    // The next batch is sent before the first has failed.
+    let batches = [fails.clone(), parse("", "SELECT 'two'"), sync(), parse("", "SELECT 'three'"), sync()];
+    assert_eq!(tags(&wire.exchange(&batches).await), "EZ");
+    assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "1Z");
+    assert_eq!(values(&wire.exchange(&[again.clone()]).await), ["three"]);
+    let batches = [fails.clone(), parse("", "SELECT 'two'"), sync(), fails, parse("", "SELECT 'four'"), sync()];
+    assert_eq!(tags(&wire.exchange(&batches).await), "EZ");
+    assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "EZ");
+    assert_eq!(values(&wire.exchange(&[again.clone()]).await), ["three"]);
+    assert_eq!(sqlstates(&wire.exchange(&[parse("", "SELEC"), sync()]).await), ["42601"]);
+    assert_eq!(sqlstates(&wire.exchange(&[again]).await), ["26000"]);
+}
+
+/// In a pipeline an error passes over the rest of its batch: the next one finds names as the backend does.
+#[tokio::test]
+async fn a_batch_behind_one_that_fails_finds_the_names_as_they_are() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let (mut wire, mut other) = (stage.client().await, stage.client().await);
+    let again = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    let fails = execute("nowhere", 0);
+    let two = async |wire: &mut Wire, batches: [&[Vec<u8>]; 2]| {
+        wire.send(&batches.concat().concat()).await.unwrap();
+        let first = wire.read_until_ready().await.unwrap();
+        [sqlstates(&first), sqlstates(&wire.read_until_ready().await.unwrap())].concat()
+    };
+    // Not prepared, so that the name is free; and what got it is nobody else's.
+    let batches = [fails.clone(), parse("s", "SELECT 'one'"), sync()];
+    assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'two'"), sync()]]).await, ["34000"]);
+    assert_eq!(values(&wire.exchange(&[again("s")]).await), ["two"]);
+    assert_eq!(values(&other.exchange(&[parse("s", "SELECT 'one'"), again("s")]).await), ["one"]);
+    // Not closed, so that it is taken, and can be run.
+    let batches = [fails.clone(), close_statement("s"), sync()];
+    assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'three'"), sync()]]).await, ["34000", "42P05"]);
+    assert_eq!(two(&mut wire, [&batches, &[again("s")]]).await, ["34000"]);
+    assert_eq!(values(&wire.exchange(&[again("s")]).await), ["two"]);
+    let batches = [fails, parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0), sync()];
+    assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'four'"), sync()]]).await, ["34000", "42P05"]);
+    // Closed, and prepared anew: in one go.
+    let batches = [close_statement("s"), sync()];
+    assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'five'"), sync()]]).await, [""; 0]);
+    assert_eq!(values(&wire.exchange(&[again("s")]).await), ["five"]);
+}

@@ -106,6 +106,19 @@ async fn a_reset_goes_back_to_what_the_client_began_with() {
         }
         wire.query("RESET ALL").await.unwrap();
     }
+    // Set to nothing is not reset.
+    wire.query("SET my.name = ''").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(wire.value("SHOW my.name").await, "");
+        others_turn(&mut other).await;
+    }
+    wire.query("RESET my.name").await.unwrap();
+    assert_eq!(wire.value("SHOW my.name").await, "mine");
+    // An error behind one tells the place in the client's own text.
+    let error = wire.query("SELECT '\u{e4}'; RESET ALL; RESET TimeZone; SELEC").await.unwrap_err();
+    assert_eq!((error.sqlstate(), error.fields[&'P'].as_str()), ("42601", "40"));
+    let error = wire.query("SELECT '\u{e4}'; RESET ALL; RESET TimeZone; SELECT nothing").await.unwrap_err();
+    assert_eq!((error.sqlstate(), error.fields[&'P'].as_str()), ("42703", "47"));
     // What was sent right behind a reset of everything waits until the client's parameters are back.
     wire.send(&[query(all), query("DISCARD ALL"), query(settings)].concat()).await.unwrap();
     wire.read_until_ready().await.unwrap();
@@ -245,6 +258,15 @@ async fn sequences_are_remembered_where_somebody_asks_for_them() {
     for _ in 0..4 {
         assert_eq!(other.failure("SELECT lastval()").await, "55000");
         assert_eq!(wire.value("SELECT lastval() || ' ' || currval('t_id_seq')").await, "1 1");
+    }
+    // Advanced again behind a DISCARD, in the same query or before that is answered.
+    for discard in ["DISCARD SEQUENCES; SELECT nextval('t_id_seq')", "DISCARD SEQUENCES", "DISCARD ALL"] {
+        wire.exchange(&[query(discard), query("SELECT nextval('t_id_seq')")]).await;
+        let next = values(&wire.read_until_ready().await.unwrap()).remove(0);
+        for _ in 0..4 {
+            assert_eq!(other.failure("SELECT lastval()").await, "55000");
+            assert_eq!(wire.value("SELECT lastval()").await, next);
+        }
     }
     // What was done before anybody asked is not told to others either.
     let stage_of_one = one_backend().await;

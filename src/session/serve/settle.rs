@@ -119,6 +119,9 @@ impl Serving<'_> {
                 found.remove(name);
             }
         }
+        // Empty where the client wants it to be, or for good.
+        let emptied = |name: &str| state.startup.get(name).is_some() && doubt.parameters.iter().any(|it| it == name);
+        found.forget_empty_customs(|name| !emptied(name));
         backend.in_force = pool.share_settings(&Arc::new(found));
         let mut wanted = (*backend.in_force).clone();
         for (name, value) in state.startup.iter().filter(|(name, _)| backend.in_force.get(name).is_none()) {

@@ -94,7 +94,7 @@ fn step(maker: &mut Maker<'_>) -> Vec<Frame> {
         0..42 => vec![Frame::Query(maker.statement())],
         42..54 => vec![several(maker)],
         54..68 => [unnamed(maker), vec![Frame::Sync]].concat(),
-        68..82 => [named(maker), vec![Frame::Sync]].concat(),
+        68..82 => [named(maker, &[]), vec![Frame::Sync]].concat(),
         82..90 => pipeline(maker),
         90..93 => portal(maker),
         93..95 => flushed(maker),
@@ -140,18 +140,41 @@ fn run(maker: &mut Maker<'_>, name: &str, values: Vec<Option<String>>) -> Vec<Fr
     frames
 }
 
-/// Prepares, runs, describes or closes one of a few names.
-fn named(maker: &mut Maker<'_>) -> Vec<Frame> {
+/// Prepares, runs, describes or closes one of a few names, behind these frames in the same write.
+fn named(maker: &mut Maker<'_>, before: &[Frame]) -> Vec<Frame> {
     let name = maker.random.pick(STATEMENTS).to_owned();
     let sql = maker.known.statements.get(&name).cloned();
     let usual = maker.random.chance(90);
     match maker.random.below(10) {
         0..2 => vec![Frame::CloseStatement(name)],
-        2 => vec![Frame::DescribeStatement(name)],
+        // Not where the transaction may have failed: a backend that lacks the statement cannot prepare it then
+        // (docs/POOLING.md).
+        2 if !maker.known.failed && !may_fail_a_transaction(maker, before) => vec![Frame::DescribeStatement(name)],
         3 => [vec![Frame::CloseStatement(name.clone())], prepare_and_run(maker, &name)].concat(),
         _ if sql.is_some() != usual => prepare_and_run(maker, &name),
         _ => run(maker, &name, statements::values(sql.as_deref().unwrap_or_default())),
     }
+}
+
+/// Whether these frames run something in a transaction.
+fn may_fail_a_transaction(maker: &Maker<'_>, frames: &[Frame]) -> bool {
+    let begins = |sql: &str| sql.contains("BEGIN") || sql.contains("START");
+    !frames.is_empty() && maker.known.in_transaction || any_runs(maker, frames, begins)
+}
+
+/// Whether any of these frames runs a statement like that.
+fn any_runs(maker: &Maker<'_>, frames: &[Frame], is_like_that: impl Fn(&str) -> bool) -> bool {
+    frames.iter().any(|frame| match frame {
+        Frame::Bind { name, .. } => maker.known.statements.get(name).is_some_and(|sql| is_like_that(sql)),
+        frame => frame.sql().is_some_and(&is_like_that),
+    })
+}
+
+/// Whether the batch that these frames end with has to end here: behind DISCARD ALL the client's own parameters are back
+/// with its Sync only (docs/POOLING.md).
+fn has_to_end(maker: &Maker<'_>, frames: &[Frame]) -> bool {
+    let batch = frames.rsplit(|frame| *frame == Frame::Sync).next().unwrap_or_default();
+    any_runs(maker, batch, |sql| sql.contains("DISCARD ALL"))
 }
 
 /// Several batches at once, each of several statements, with a Sync after most of them.
@@ -160,10 +183,10 @@ fn pipeline(maker: &mut Maker<'_>) -> Vec<Frame> {
     for _ in 0..2 + maker.random.below(4) {
         match maker.random.below(10) {
             0..5 => frames.extend(unnamed(maker)),
-            5..9 => frames.extend(named(maker)),
+            5..9 => frames.extend(named(maker, &frames)),
             _ => frames.extend([Frame::Sync, Frame::Query(maker.statement())]),
         }
-        if maker.random.chance(60) {
+        if maker.random.chance(60) || has_to_end(maker, &frames) {
             frames.push(Frame::Sync);
         }
     }
@@ -192,8 +215,8 @@ fn portal(maker: &mut Maker<'_>) -> Vec<Frame> {
 fn flushed(maker: &mut Maker<'_>) -> Vec<Frame> {
     let mut frames = unnamed(maker);
     frames.push(Frame::Flush);
-    if maker.random.chance(50) {
-        frames.extend(named(maker));
+    if maker.random.chance(50) && !has_to_end(maker, &frames) {
+        frames.extend(named(maker, &frames));
         frames.push(Frame::Flush);
     }
     frames.push(Frame::Sync);

@@ -102,12 +102,14 @@ impl Ground {
 
     /// Whether, before long, the tenant's backends hold no more of a client that has left than its twin's, which is gone.
     pub async fn is_even(&self) -> bool {
+        // A transaction that is only begun needs no backend behind the proxy.
         let held = |database| {
             format!(
                 "SELECT concat_ws(' ', (SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
                                         WHERE locktype = 'advisory' AND datname = '{database}'),
                                        (SELECT count(*) FROM pg_stat_activity
-                                        WHERE state LIKE 'idle in%' AND datname = '{database}'))"
+                                        WHERE state LIKE 'idle in%' AND datname = '{database}'
+                                        AND query !~* '^\\s*(begin|start)[^;]*;?\\s*$'))"
             )
         };
         for _ in 0..500 {

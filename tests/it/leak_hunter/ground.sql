@@ -50,9 +50,11 @@ CREATE PROCEDURE hunt.hidden_steps(value text) LANGUAGE plpgsql AS $$ BEGIN
 END $$;
 
 -- What a client sees of itself. One call, so that the text of the question does not look like state. Not here are
--- currval and lastval: whoever asks for those has to show it.
+-- currval and lastval: whoever asks for those has to show it. Without the quotes of default_text_search_config, which it
+-- gets by quote_all_identifiers at the time when it is set, or put back.
 CREATE FUNCTION hunt.view() RETURNS TABLE (pin bool, what text, value text) LANGUAGE plpgsql AS $$ BEGIN
-    RETURN QUERY SELECT false, name, nullif(current_setting(name, true), '') FROM unnest(ARRAY[
+    RETURN QUERY SELECT false, name, nullif(CASE name WHEN 'default_text_search_config'
+        THEN replace(current_setting(name), '"', '') ELSE current_setting(name, true) END, '') FROM unnest(ARRAY[
         'application_name', 'array_nulls', 'backslash_quote', 'bytea_output', 'check_function_bodies',
         'client_encoding', 'client_min_messages', 'DateStyle', 'default_text_search_config',
         'default_transaction_deferrable', 'default_transaction_isolation', 'default_transaction_read_only',
