@@ -5,6 +5,7 @@ mod census;
 mod connect;
 mod error;
 mod parameters;
+mod recurring;
 mod settings;
 mod state;
 mod statements;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use sha2::{Digest, Sha256};
 
 use super::StatementId;
+use super::recurring::{Found, Recurring};
 use crate::sql::Look;
 
 /// A statement as Parse carried it.
@@ -43,6 +44,7 @@ pub struct Statements {
     /// analysed anew, as on a connection of one's own.
     schema: Arc<AtomicU64>,
     known: Mutex<HashMap<StatementId, Weak<Statement>, ahash::RandomState>>,
+    recurring: Mutex<Recurring>,
 }
 
 impl Statements {
@@ -94,6 +96,21 @@ impl Statements {
     pub fn proved(&self, rest: &[u8], context: u64) -> Option<Arc<Statement>> {
         let statement = self.lock().get(&Self::id_of(rest, context, self.schema())).and_then(Weak::upgrade)?;
         statement.proved.load(Ordering::Relaxed).then_some(statement)
+    }
+
+    /// The pool's copy of an unnamed statement that comes again and again. What `is_plain` says is asked once: whether
+    /// running it does nothing of note to its session.
+    pub fn recurring(&self, rest: &[u8], context: u64, is_plain: impl FnOnce() -> bool) -> Option<Arc<Statement>> {
+        let mut recurring = self.recurring.lock().unwrap_or_else(PoisonError::into_inner);
+        match recurring.find(rest, context, self.schema()) {
+            Found::Kept(statement) => Some(statement),
+            Found::Again(number) if is_plain() => {
+                let statement = self.intern(rest, context, None, || None);
+                recurring.keep(number, context, statement.clone());
+                Some(statement)
+            }
+            _ => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<StatementId, Weak<Statement>, ahash::RandomState>> {

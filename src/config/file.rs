@@ -161,6 +161,7 @@ pub(super) struct Pool {
     pub lifetime: Period,
     pub reset: Reset,
     pub pin_check: bool,
+    pub cache_unnamed: bool,
     pub max_pins: Option<u32>,
     pub max_pin_time: Option<Period>,
     pub max_connecting_per_tenant: u32,
@@ -182,6 +183,7 @@ impl Default for Pool {
             lifetime: seconds(60 * 60),
             reset: Reset::WhenDirty,
             pin_check: false,
+            cache_unnamed: true,
             max_pins: None,
             max_pin_time: None,
             max_connecting_per_tenant: 4,
@@ -206,6 +208,7 @@ pub(super) struct TenantPool {
     pub lifetime: Option<Period>,
     pub reset: Option<Reset>,
     pub pin_check: Option<bool>,
+    pub cache_unnamed: Option<bool>,
     pub max_pins: Option<u32>,
     pub max_pin_time: Option<Period>,
 }

@@ -162,6 +162,8 @@ pub struct TenantPool {
     /// In transaction mode, ask the backend after every transaction what it has left, for state that functions make
     /// out of sight; default false.
     pub pin_check: bool,
+    /// In transaction mode, prepare unnamed statements that recur once for each backend; default true.
+    pub cache_unnamed: bool,
     /// Clients that may keep a backend at a time in transaction mode; default: as many as there are backends.
     pub max_pins: Option<u32>,
     /// Longest time that one may keep it; default: for ever.

@@ -16,6 +16,7 @@ pub(super) fn defaults(written: &file::Pool, mut scope: Scope<'_, '_>) -> PoolDe
         lifetime: positive(&mut scope, "lifetime", written.lifetime),
         reset: written.reset,
         pin_check: written.pin_check,
+        cache_unnamed: written.cache_unnamed,
         max_pins: written.max_pins,
         max_pin_time: written.max_pin_time.map(|time| positive(&mut scope, "max_pin_time", time)),
     };
@@ -54,6 +55,7 @@ pub(super) fn of_tenant(own: &file::TenantPool, base: &file::Pool, mut scope: Sc
         lifetime: own.lifetime.unwrap_or(base.lifetime).0,
         reset: own.reset.unwrap_or(base.reset),
         pin_check: own.pin_check.unwrap_or(base.pin_check),
+        cache_unnamed: own.cache_unnamed.unwrap_or(base.cache_unnamed),
         max_pins: own.max_pins.or(base.max_pins),
         max_pin_time: own.max_pin_time.or(base.max_pin_time).map(|time| time.0),
     };

@@ -231,6 +231,7 @@ mod tests {
             max_prepared_per_client: 9,
             max_prepared_per_backend: 9,
             max_prepared_size: 999,
+            cache_unnamed: true,
         };
         Flow::new(1, limits, false, SessionState::new(Arc::default(), Arc::new(told)), Arc::default())
     }

@@ -21,6 +21,8 @@ pub struct FlowLimits {
     pub max_prepared_per_client: usize,
     pub max_prepared_per_backend: usize,
     pub max_prepared_size: usize,
+    /// Unnamed statements that recur are prepared under a name.
+    pub cache_unnamed: bool,
 }
 
 /// The transaction status that the last ReadyForQuery told.
@@ -98,6 +100,11 @@ pub(super) enum Expected {
 }
 
 impl Expected {
+    /// What we answer ourselves.
+    pub fn is_known(&self) -> bool {
+        matches!(self, Expected::KnownParse(_) | Expected::KnownClose(..) | Expected::KnownQuery(_))
+    }
+
     /// A ReadyForQuery will come for it.
     pub fn ends_with_ready(&self) -> bool {
         matches!(

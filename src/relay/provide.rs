@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::flow::{Described, Expected, Flow, Wait};
+use super::flow::{Described, Expected, Flow, ParseNote, Retry, TransactionStatus, Wait};
 use super::splice::Splice;
 use super::statements::Unnamed;
 use crate::backend::{BackendState, Statement, StatementId, UnnamedOwner};
-use crate::sql::{Look, Marks};
-use crate::wire::messages;
+use crate::sql::{self, Look, Marks};
 use crate::wire::tag::frontend;
+use crate::wire::{cstr, messages};
 
 impl Flow {
     /// What other sessions have left to be seen on this backend goes before this one looks, or adds to it: their
@@ -41,6 +41,45 @@ impl Flow {
         for id in backend.prepared.remove_others(&own) {
             self.inject_close(Some(id), splice);
         }
+    }
+
+    /// The pool's copy of an unnamed statement that comes again and again, where it can be prepared under a name: nothing
+    /// precedes it that could fail, and keep it from replacing the one before.
+    pub(super) fn recurring(&self, rest: &[u8]) -> Option<Arc<Statement>> {
+        let may_fail = self.expected.iter().any(|expected| !matches!(expected, Expected::Ahead));
+        if !self.limits.cache_unnamed || self.status == TransactionStatus::Failed || may_fail {
+            return None;
+        }
+        let text = || cstr(rest).map_or(rest, |(text, _)| text);
+        let is_plain = || sql::look(text(), self.state.standard_strings()).is_none();
+        self.shared.recurring(rest, self.state.shared_context()?, is_plain)
+    }
+
+    /// The client prepares a statement under this name.
+    pub(super) fn prepare_first(
+        &mut self,
+        backend: &mut BackendState,
+        name: &[u8],
+        statement: Arc<Statement>,
+        splice: &mut Splice<'_>,
+    ) {
+        let id = statement.id;
+        if let Retry::Possible(_) = self.retry {
+            self.retry_names.push(name.into());
+        }
+        if backend.prepared.touch(id) {
+            self.extended(Expected::KnownParse(name.into()));
+        } else {
+            if backend.prepared.is_expired(id) {
+                self.inject_close(Some(id), splice);
+            }
+            self.make_room(backend, id, splice);
+            messages::parse(splice.insert(), id.server_name().as_bytes(), &statement.rest);
+            // When it fails, the client's later batches have to fail as well.
+            self.in_flight.sent(Some(id), false);
+            self.extended(Expected::Parse(ParseNote::Named(name.into(), id)));
+        }
+        self.mine.insert(name, statement);
     }
 
     /// Whether this backend has a statement, whatever becomes of what is under way; counts as a use.

@@ -65,7 +65,7 @@ impl Flow {
         splice: &mut Splice<'_>,
         replies: &mut Vec<u8>,
     ) -> Result<Taken, ClientFault> {
-        let mut at = 0;
+        let (mut at, mut terminated) = (0, false);
         self.held_back = false;
         for sql in std::mem::take(&mut self.ahead) {
             self.ours(backend, &sql, Expected::Ahead, splice);
@@ -91,7 +91,8 @@ impl Flow {
             let Some(header) = Header::read(&input[at..], self.limits.max_message)? else { break };
             self.check(header)?;
             if header.tag == frontend::TERMINATE {
-                return Ok(Taken { consumed: at, terminated: true });
+                terminated = true;
+                break;
             }
             let available = input.len() - at - HEADER;
             if available < header.payload.min(self.bytes_needed(header)) {
@@ -118,9 +119,12 @@ impl Flow {
                 break;
             }
             at = end;
+        }
+        // Where the backend has something to answer, ours goes along in the same write.
+        if self.expected.iter().all(Expected::is_known) {
             self.answer_known(&mut |tag, parts| messages::framed(replies, tag, parts));
         }
-        Ok(Taken { consumed: at, terminated: false })
+        Ok(Taken { consumed: at, terminated })
     }
 
     /// No more requests are taken before there are answers: so many are due, or what failed has to be sent again first, or
@@ -370,12 +374,20 @@ impl Flow {
         let mut before = None;
         if name.is_empty() {
             // Nothing precedes it that could fail and keep it from being replaced.
-            before = self.mine.take_unnamed().filter(|_| !self.expected.is_empty()).map(Box::new);
+            if !self.expected.is_empty() {
+                before = self.mine.take_unnamed().map(Box::new);
+            }
             self.forget_unnamed();
         }
         if !message.is_whole() || message.view.len() > self.limits.max_prepared_size {
             self.parse_unshared(backend, name);
             splice.pass(message.at, message.end);
+            return Ok(());
+        }
+        if name.is_empty()
+            && let Some(statement) = self.recurring(rest)
+        {
+            self.prepare_first(backend, name, statement, splice);
             return Ok(());
         }
         let (rest, tag, look) = look_into(rest, &self.state, self.status == TransactionStatus::Idle);
@@ -414,23 +426,7 @@ impl Flow {
         }
         let context = self.state.parse_context(self.session, look.as_deref());
         let statement = self.shared.intern(&rest, context, tag, || look);
-        let id = statement.id;
-        self.mine.insert(name, statement);
-        if let Retry::Possible(_) = self.retry {
-            self.retry_names.push(name.into());
-        }
-        if backend.prepared.touch(id) {
-            self.extended(Expected::KnownParse(name.into()));
-        } else {
-            if backend.prepared.is_expired(id) {
-                self.inject_close(Some(id), splice);
-            }
-            self.make_room(backend, id, splice);
-            messages::parse(splice.insert(), id.server_name().as_bytes(), &rest);
-            // When it fails, the client's later batches have to fail as well.
-            self.in_flight.sent(Some(id), false);
-            self.extended(Expected::Parse(ParseNote::Named(name.into(), id)));
-        }
+        self.prepare_first(backend, name, statement, splice);
         Ok(())
     }
 
@@ -475,16 +471,7 @@ impl Flow {
             self.extended(Expected::Outdated);
             return Ok(());
         }
-        if name.is_empty() {
-            if self.ensure_unnamed(backend, splice) && !message.is_described() {
-                self.check_result(None, name, splice);
-                return Ok(());
-            }
-            if let Some(unnamed) = self.mine.take_unnamed() {
-                self.bound(backend, portal, unnamed.look.as_deref(), unnamed.tag, &unnamed.rest);
-                self.mine.replace_unnamed(Some(unnamed));
-            }
-        } else if let Some((statement, mut unchecked)) = self.mine.find(name) {
+        if let Some((statement, mut unchecked)) = self.mine.find(name) {
             let text = cstr(&statement.rest).map_or(&b""[..], |(text, _)| text);
             self.forget_others(backend, statement.look.as_deref(), text, splice);
             let mut statement = statement;
@@ -499,6 +486,16 @@ impl Flow {
             rename_bind(message, splice, [portal, name, values], &statement.id.server_name());
             self.extended(Expected::Bind(Some(statement.id)));
             return Ok(());
+        }
+        if name.is_empty() {
+            if self.ensure_unnamed(backend, splice) && !message.is_described() {
+                self.check_result(None, name, splice);
+                return Ok(());
+            }
+            if let Some(unnamed) = self.mine.take_unnamed() {
+                self.bound(backend, portal, unnamed.look.as_deref(), unnamed.tag, &unnamed.rest);
+                self.mine.replace_unnamed(Some(unnamed));
+            }
         } else {
             // Made by SQL, or too long to be remembered.
             self.note(backend, Some(&Look { marks: Marks::EXECUTE, ..Look::default() }), b"");
@@ -517,13 +514,13 @@ impl Flow {
         let mut described = None;
         if let Some(name) = named_statement(message)? {
             let mut id = None;
-            if name.is_empty() {
-                self.ensure_unnamed(backend, splice);
-            } else if let Some((statement, _)) = self.mine.find(name) {
+            if let Some((statement, _)) = self.mine.find(name) {
                 id = Some(match self.is_going(name) {
                     true => statement.id,
                     false => self.ensure(backend, name, statement, splice).0.id,
                 });
+            } else if name.is_empty() {
+                self.ensure_unnamed(backend, splice);
             }
             // What it takes from now on is what it is told now.
             if let Some(Some(told)) = self.mine.told(name) {

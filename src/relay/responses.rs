@@ -45,6 +45,7 @@ impl Flow {
             }
             let Some(header) = Header::read(&input[at..], i32::MAX as usize)? else { break };
             let available = input.len() - at - HEADER;
+            self.answer_known(&mut |tag, parts| messages::framed(splice.insert(), tag, parts));
             let own = matches!(self.expected.front(), Some(Expected::Ahead | Expected::Behind));
             let ahead = own && header.tag != tag::NOTIFICATION;
             // Our own answers are short, and the client must not get the rest of one.
@@ -434,6 +435,7 @@ impl Flow {
         if self.status == TransactionStatus::Idle {
             self.state.channels.settled();
             self.figures.transactions += 1;
+            self.state.local = false;
             if std::mem::take(&mut self.state.changed_schema) {
                 self.shared.schema_changed();
             }

@@ -35,6 +35,8 @@ pub struct SessionState {
     pub held: bool,
     /// The transaction has changed the schema.
     pub changed_schema: bool,
+    /// It has set parameters for itself.
+    pub local: bool,
     /// Counts what makes this session's statements differ from those of the same text before.
     own: u64,
     /// Counts what may have advanced a sequence, and how much of it stood before each DISCARD that is under way.
@@ -96,6 +98,7 @@ impl SessionState {
             }
         }
         self.opaque |= marks.contains(Marks::OPAQUE);
+        self.local |= marks.contains(Marks::LOCAL);
         if marks.contains(Marks::DISCARD_SEQUENCES) {
             self.discards.push_back(self.advances);
         }
@@ -137,6 +140,11 @@ impl SessionState {
     /// be shared.
     fn is_unsettled(&self) -> bool {
         self.held || self.changed_schema || self.doubt.all_parameters || !self.doubt.parameters.is_empty()
+    }
+
+    /// The same as [`SessionState::parse_context`], if what is prepared now is nobody's alone.
+    pub fn shared_context(&self) -> Option<u64> {
+        (!self.is_unsettled() && !self.local).then_some(self.context)
     }
 
     /// What prepared statements are shared by now: a number for `session` alone while its state is unsettled, and one that

@@ -66,6 +66,7 @@ struct Named {
 /// One client's statements by its own names.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
+    /// The unnamed one among them, under no name, where it is shared like those with a name.
     named: HashMap<Box<[u8]>, Named, ahash::RandomState>,
     unnamed: Option<Unnamed>,
     versions: u64,
@@ -131,9 +132,9 @@ impl ClientStatements {
 
     /// What the client was told of a statement, the unnamed one included.
     pub fn told(&mut self, name: &[u8]) -> Option<&mut Option<Told>> {
-        match name {
-            b"" => self.unnamed.as_mut().map(|unnamed| &mut unnamed.told),
-            _ => self.named.get_mut(name).map(|named| &mut named.told),
+        match self.named.get_mut(name) {
+            None if name.is_empty() => self.unnamed.as_mut().map(|unnamed| &mut unnamed.told),
+            named => named.map(|named| &mut named.told),
         }
     }
 
@@ -157,9 +158,9 @@ impl ClientStatements {
         named.told.as_mut().map(|told| told.unchecked = true).is_some()
     }
 
-    /// Those that it has, whatever it calls them.
+    /// Those that it has a name for, whatever that is.
     pub fn ids(&self) -> HashSet<StatementId, ahash::RandomState> {
-        self.named.values().map(|named| named.statement.id).collect()
+        self.named.iter().filter(|(name, _)| !name.is_empty()).map(|(_, named)| named.statement.id).collect()
     }
 
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
@@ -212,7 +213,7 @@ impl ClientStatements {
 
     /// Whether it was prepared before this time.
     pub fn is_older(&self, name: &[u8], time: u64) -> bool {
-        self.named.get(name).is_some_and(|named| named.born < time)
+        !name.is_empty() && self.named.get(name).is_some_and(|named| named.born < time)
     }
 
     /// Nothing is under way any more.
@@ -247,9 +248,15 @@ impl ClientStatements {
         self.unnamed.as_mut()
     }
 
-    /// Takes the unnamed statement out for a moment.
+    /// Takes the unnamed statement out.
     pub fn take_unnamed(&mut self) -> Option<Unnamed> {
-        self.unnamed.take()
+        self.unnamed.take().or_else(|| {
+            let Named { statement, told, .. } = self.named.remove(&b""[..])?;
+            self.versions += 1;
+            let Statement { schema, tag, .. } = *statement;
+            let (rest, look) = (statement.rest.clone(), statement.look.clone());
+            Some(Unnamed { version: self.versions, rest, look, tag, schema, told })
+        })
     }
 
     pub fn replace_unnamed(&mut self, unnamed: Option<Unnamed>) {
@@ -258,6 +265,9 @@ impl ClientStatements {
 
     pub fn forget_unnamed(&mut self) {
         self.unnamed = None;
+        if !self.named.is_empty() {
+            self.remove(b"");
+        }
     }
 
     /// Counts the statements that were prepared.
@@ -265,9 +275,9 @@ impl ClientStatements {
         self.clock
     }
 
-    /// DEALLOCATE ALL, sent at this time: what was prepared behind it stays.
+    /// DEALLOCATE ALL, sent at this time: what was prepared behind it stays, and so does the unnamed statement.
     pub fn clear(&mut self, sent: u64) {
-        let gone = self.named.extract_if(|_, named| named.born < sent);
+        let gone = self.named.extract_if(|name, named| named.born < sent && !name.is_empty());
         self.dropped.extend(gone.map(|(name, named)| (named.statement.id, name, None)));
     }
 }

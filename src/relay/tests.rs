@@ -14,6 +14,7 @@ const LIMITS: FlowLimits = FlowLimits {
     max_prepared_per_client: 100,
     max_prepared_per_backend: 2,
     max_prepared_size: 100_000,
+    cache_unnamed: true,
 };
 
 fn message(tag: u8, payload: &[u8]) -> Vec<u8> {
@@ -170,9 +171,40 @@ fn a_statement_that_the_backend_has_is_answered_by_us_in_turn() {
     assert_eq!((to_backend, replies), (all(&[(b'D', b"Pportal\0"), SYNC]), vec![]));
     let to_client = second.server(&[(b'n', b""), READY]);
     assert_eq!(to_client, all(&[(b'n', b""), (b'1', b""), (b'3', b""), READY]));
-    // With nothing before them our answers need not wait.
+    // Before what the backend answers they go along with that; alone they need not wait.
     let (_, replies) = second.client(&all(&[(b'P', b"b\0SELECT 1\0\0\0"), SYNC]));
+    assert_eq!(replies, b"");
+    assert_eq!(second.server(&[READY]), all(&[(b'1', b""), READY]));
+    let (_, replies) = second.client(&all(&[(b'P', b"c\0SELECT 1\0\0\0"), (b'H', b"")]));
     assert_eq!(replies, message(b'1', b""));
+}
+
+#[test]
+fn an_unnamed_statement_that_recurs_is_prepared_once() {
+    let mut line = Line::new();
+    let batch = all(&[(b'P', b"\0SELECT $1\0\0\0"), (b'B', b"\0\0v"), (b'E', b"\0\0\0\0\0"), SYNC]);
+    let answers = [(b'1', &b""[..]), (b'2', b""), (b'C', b"SELECT 1\0"), READY];
+    assert_eq!(line.client(&batch).0, batch, "the first time as it is");
+    line.server(&answers);
+    let (to_backend, _) = line.client(&batch);
+    let name = line.flow.mine.get(b"").unwrap().id.server_name();
+    let bind = message(b'B', format!("\0{name}\0v").as_bytes());
+    let rest = [bind, all(&[(b'E', b"\0\0\0\0\0"), SYNC])].concat();
+    assert_eq!(to_backend, [message(b'P', format!("{name}\0SELECT $1\0\0\0").as_bytes()), rest.clone()].concat());
+    assert_eq!(line.server(&answers), all(&answers));
+    assert_eq!(line.client(&batch), (rest, vec![]), "and then no more");
+    assert_eq!(line.server(&answers[1..]), all(&answers));
+    // It is gone as any unnamed statement is.
+    line.client(&message(b'Q', b"SELECT 1\0"));
+    line.server(&[(b'C', b"SELECT 1\0"), READY]);
+    assert!(line.flow.mine.get(b"").is_none() && line.flow.mine.unnamed().is_none());
+    // Neither where parameters are set for the transaction alone, nor behind what may fail.
+    line.client(&message(b'Q', b"BEGIN; SET LOCAL x.y = 1\0"));
+    line.server(&[(b'C', b"BEGIN\0"), (b'C', b"SET\0"), (b'Z', b"T")]);
+    assert_eq!(line.client(&batch).0, batch);
+    line.server(&answers);
+    line.client(&all(&[(b'D', b"Pportal\0")]));
+    assert_eq!(line.client(&batch).0, batch);
 }
 
 #[test]

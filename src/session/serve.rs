@@ -82,6 +82,7 @@ pub(super) async fn requests(client: Client, session: Welcomed, begun: Instant, 
             max_prepared_per_client: limits.max_prepared_per_client,
             max_prepared_per_backend: limits.max_prepared_per_backend,
             max_prepared_size: limits.max_prepared_size,
+            cache_unnamed: session.tenant.current().pool.cache_unnamed,
         }
     };
     let plain = session.mode == PoolMode::Session;

@@ -47,6 +47,9 @@ impl Marks {
     /// It looks at the prepared statements of its backend.
     pub const STATEMENTS: Marks = Marks(1 << 17);
 
+    /// A parameter is set for this transaction only.
+    pub const LOCAL: Marks = Marks(1 << 18);
+
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }

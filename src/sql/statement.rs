@@ -340,7 +340,7 @@ impl<'a> Scan<'a> {
         }
         match name {
             Some(name) if !local => self.change(name),
-            Some(_) => {}
+            Some(_) => self.look.marks |= Marks::LOCAL,
             None => self.look.marks |= Marks::PARAMETERS,
         }
     }

@@ -48,7 +48,6 @@ fn ordinary_text_is_nothing_of_note() {
         "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
         "SET LOCAL TRANSACTION READ ONLY",
         "SET CONSTRAINTS ALL DEFERRED",
-        "SET LOCAL work_mem = 1",
         "SET transaction_isolation TO DEFAULT",
         "SAVEPOINT a",
         "RELEASE SAVEPOINT a",
@@ -82,7 +81,7 @@ fn marks_of_statements() {
         ("CREATE TABLE pg_temp.x()", Marks::TEMPORARY),
         ("CREATE TABLE \"pg_temp\".x()", Marks::TEMPORARY),
         ("CREATE TABLE pg_temp_3.x()", Marks::TEMPORARY),
-        ("SET LOCAL search_path = 'pg_temp'", Marks::TEMPORARY),
+        ("SET LOCAL search_path = 'pg_temp'", Marks::TEMPORARY | Marks::LOCAL),
         ("DROP TABLE x", Marks::TEMPORARY),
         ("DISCARD TEMP", Marks::TEMPORARY),
         ("DISCARD TEMPORARY", Marks::TEMPORARY),
@@ -192,11 +191,12 @@ fn parameters_by_name() {
         ("SELECT \"set_config\"('a', 'b', false), set_config('c', 'd', false)", "a c"),
         ("SELECT set_limit(0.3)", "pg_trgm.similarity_threshold"),
         ("SET a = 1; SET b = 2; RESET a", "a b"),
-        ("SET LOCAL a = 1; SET LOCAL TIME ZONE 'UTC'; SET LOCAL SESSION AUTHORIZATION x", ""),
     ] {
         assert_eq!(parameters(sql).join(" "), expected, "{sql}");
         assert_eq!(marks(sql), Marks::default(), "{sql}");
     }
+    let local = "SET LOCAL a = 1; SET LOCAL TIME ZONE 'UTC'; SET LOCAL SESSION AUTHORIZATION x";
+    assert_eq!((parameters(local).join(" ").as_str(), marks(local)), ("", Marks::LOCAL));
     assert_eq!(parameters(&format!("SET {}.x = 1", "a".repeat(70))), [format!("{}.x", "a".repeat(63))]);
     assert_eq!(marks("SET U&\"a\" = 1"), Marks::PARAMETERS);
     let many: String = (0..1000).map(|n| format!("SET x{n} = 1; RESET x{n};")).collect();

@@ -199,6 +199,55 @@ async fn the_unnamed_statement_moves_with_its_client() {
 }
 
 #[tokio::test]
+async fn unnamed_statements_that_recur_are_parsed_once_for_each_backend() {
+    let mut two = Two::new().await;
+    count_out_of_sight(&two.stage).await;
+    let (mut wire, mut admin) = (two.stage.client().await, two.stage.client().await);
+    admin.query("CREATE TABLE t (x int); INSERT INTO t VALUES (1)").await.unwrap();
+    let once = |sql: &str| {
+        [parse("", sql), describe_statement(""), bind("", "", &[]), describe_portal(""), execute("", 0), sync()]
+            .concat()
+    };
+    for round in 0..8 {
+        for backend in [0, 1] {
+            assert_eq!(two.on(backend, &mut wire, &[once("SELECT * FROM t")]).await, "1tT2TDCZ 1", "{round}");
+            assert_eq!(two.on(backend, &mut wire, &[run("", &[])]).await, "2DCZ 1", "{round}");
+        }
+    }
+    for backend in [0, 1] {
+        assert_eq!(two.on(backend, &mut admin, &[query("SELECT prepared_like('SELECT * FROM t')")]).await, "TDCZ 1");
+    }
+    // To its client it is the unnamed one all the same.
+    let messages = wire.exchange(&[parse("", "SELECT * FROM t"), bind("", "", &[Some("1")]), sync()]).await;
+    let error = messages.iter().find(|message| message.tag == b'E').unwrap().error();
+    assert!(error.fields[&'M'].contains("prepared statement \"\" requires 0"), "{error:?}");
+    assert_eq!(wire.value("SELECT count(*) FROM pg_prepared_statements").await, "0");
+    assert_eq!(sqlstates(&wire.exchange(&[run("", &[])]).await), ["26000"], "a simple query has dropped it");
+    // Another result, another statement; whoever has changed the table.
+    admin.query("ALTER TABLE t ALTER x TYPE text USING 'new'").await.unwrap();
+    assert_eq!(two.on(0, &mut wire, &[once("SELECT * FROM t")]).await, "1tT2TDCZ new");
+    two.stage.sql("ALTER TABLE t ALTER x TYPE int USING 2").await;
+    for backend in [0, 1, 0] {
+        assert_eq!(two.on(backend, &mut wire, &[once("SELECT * FROM t")]).await, "1tT2TDCZ 2");
+    }
+    // One that fails leaves none behind.
+    assert_eq!(sqlstates(&wire.exchange(&[once("SELECT * FROM nowhere")]).await), ["42P01"]);
+    assert_eq!(sqlstates(&wire.exchange(&[once("SELECT * FROM nowhere")]).await), ["42P01"]);
+    assert_eq!(sqlstates(&wire.exchange(&[run("", &[])]).await), ["26000"]);
+}
+
+#[tokio::test]
+async fn unnamed_statements_are_left_alone_where_the_tenant_wants_it() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into()), ("pool.cache_unnamed", false.into())]).await;
+    count_out_of_sight(&stage).await;
+    let mut wire = stage.client().await;
+    for _ in 0..3 {
+        assert_eq!(values(&wire.exchange(&[parse("", "SELECT 'left'"), run("", &[])]).await), ["left"]);
+    }
+    assert_eq!(wire.value("SELECT prepared_like('SELECT ''left''')").await, "0");
+}
+
+#[tokio::test]
 async fn nobody_binds_anothers_unnamed_statement() {
     let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
     let (mut one, mut other) = (stage.client().await, stage.client().await);

@@ -44,6 +44,7 @@ fn tenant(id: &str, client_ca: Option<PathBuf>, required: bool) -> (String, Arc<
         lifetime: Duration::ZERO,
         reset: Reset::WhenDirty,
         pin_check: false,
+        cache_unnamed: true,
         max_pins: None,
         max_pin_time: None,
     };
