@@ -7,9 +7,27 @@ use crate::sql::Reset;
 pub struct Replaced {
     /// The text is in UTF-8; else a byte is taken for a character.
     utf8: bool,
-    /// Which statement of the text, and the command tag that the client expects.
-    tags: Vec<(usize, &'static str)>,
+    stands: Vec<Stand>,
     places: Vec<Place>,
+}
+
+/// One of the client's statements, and what stands for it.
+#[derive(Debug, PartialEq, Eq)]
+struct Stand {
+    /// How many statements of the client's are before it.
+    statement: usize,
+    /// How many statements stand for it before the last.
+    hidden: usize,
+    /// The command tag that the client expects.
+    tag: &'static str,
+}
+
+/// What the client is told when a statement was completed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Completed {
+    AsItSays,
+    As(&'static str),
+    Nothing,
 }
 
 /// Where a statement stands, in characters from 0: in the client's text, and what replaces it in the backend's.
@@ -26,9 +44,9 @@ impl Replaced {
         Replaced { utf8, ..Replaced::default() }
     }
 
-    /// The next reset of `text` is replaced by so many characters.
-    pub fn push(&mut self, text: &[u8], reset: &Reset, length: usize) {
-        self.tags.push((reset.statement, reset.tag));
+    /// The next reset of `text` is replaced by so many characters, which are one statement and so many more before it.
+    pub fn push(&mut self, text: &[u8], reset: &Reset, length: usize, hidden: usize) {
+        self.stands.push(Stand { statement: reset.statement, hidden, tag: reset.tag });
         let (start, end) = (self.characters(&text[..reset.range.start]), self.characters(&text[..reset.range.end]));
         let new_start = self.places.last().map_or(start, |last| last.new_end + start - last.end);
         self.places.push(Place { start, end, new_start, new_end: new_start + length });
@@ -39,16 +57,23 @@ impl Replaced {
         text.iter().filter(|byte| !self.utf8 || **byte & 0xc0 != 0x80).count()
     }
 
-    /// The next statement was completed: the tag that the client expects, where it is another.
-    pub fn completed(&mut self) -> Option<&'static str> {
-        let tag = self.tags.iter().find(|(statement, _)| *statement == 0).map(|(_, tag)| *tag);
-        self.tags.retain(|(statement, _)| *statement > 0);
-        self.tags.iter_mut().for_each(|(statement, _)| *statement -= 1);
-        tag
+    /// The next statement was completed.
+    pub fn completed(&mut self) -> Completed {
+        let completed = match self.stands.first_mut() {
+            Some(Stand { statement: 0, hidden, .. }) if *hidden > 0 => {
+                *hidden -= 1;
+                return Completed::Nothing;
+            }
+            Some(Stand { statement: 0, tag, .. }) => Completed::As(tag),
+            _ => Completed::AsItSays,
+        };
+        self.stands.retain(|stand| stand.statement > 0);
+        self.stands.iter_mut().for_each(|stand| stand.statement -= 1);
+        completed
     }
 
     pub fn first(&self) -> Option<&'static str> {
-        self.tags.first().map(|(_, tag)| *tag)
+        self.stands.first().map(|stand| stand.tag)
     }
 
     /// An error's or notice's payload with the place in the client's text (PostgreSQL manual, 55.8: field P); none when
@@ -80,8 +105,8 @@ mod tests {
         let mut replaced = Replaced::new(true);
         let reset =
             |start: usize| Reset { range: start..start + 7, statement: 0, name: None, local: false, tag: "RESET" };
-        replaced.push(text, &reset(13), 20);
-        replaced.push(text, &reset(32), 30);
+        replaced.push(text, &reset(13), 20, 0);
+        replaced.push(text, &reset(32), 30, 0);
         let own: Vec<_> =
             [1, 12, 13, 32, 33, 35, 44, 45, 74, 75, 77].map(|told| replaced.position(told).unwrap()).into();
         assert_eq!(own, [1, 12, 13, 13, 20, 22, 31, 32, 32, 39, 41]);

@@ -245,7 +245,8 @@ impl Flow {
         }
         let resets = look.as_ref().map_or(&[][..], |look| &look.resets);
         if message.is_whole()
-            && let Some((restored, replaced)) = self.state.restore(text, resets, self.status == TransactionStatus::Idle)
+            && let Some((restored, replaced)) =
+                self.state.restore(text, resets, self.status == TransactionStatus::Idle, true)
         {
             messages::framed(splice.insert(), frontend::QUERY, &[&restored, b"\0"]);
             return self.expected.push_back(Expected::Restored(replaced));

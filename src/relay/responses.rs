@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::flow::{Batch, Described, Expected, Flow, ParseNote, Retry, TransactionStatus, Wait};
+use super::replaced::Completed;
 use super::splice::Splice;
 use super::statements::{Told, shape_of};
 use crate::backend::{BackendState, StatementId, UnnamedOwner};
@@ -214,7 +215,11 @@ impl Flow {
                         self.retagged = *tag;
                         self.expected.pop_front();
                     }
-                    Some(Expected::Restored(replaced)) => self.retagged = replaced.completed(),
+                    Some(Expected::Restored(replaced)) => match replaced.completed() {
+                        Completed::Nothing => return Ok(false),
+                        Completed::As(tag) => self.retagged = Some(tag),
+                        Completed::AsItSays => {}
+                    },
                     _ => {}
                 }
                 self.command_complete(backend, view);

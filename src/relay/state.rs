@@ -164,8 +164,9 @@ impl SessionState {
     }
 
     /// The text with statements instead of those resets that would go back to the login's values, where the client's own
-    /// differ; none when there are none. `idle`: no transaction is open. Gives what the client expects of them, too.
-    pub fn restore(&self, text: &[u8], resets: &[Reset], idle: bool) -> Option<(Vec<u8>, Replaced)> {
+    /// differ; none when there are none. `idle`: no transaction is open; `several`: where one statement stands, there may be
+    /// several. Gives what the client expects of them, too.
+    pub fn restore(&self, text: &[u8], resets: &[Reset], idle: bool, several: bool) -> Option<(Vec<u8>, Replaced)> {
         if resets.is_empty() {
             return None;
         }
@@ -175,47 +176,45 @@ impl SessionState {
         for reset in resets {
             // Outside of a transaction SET LOCAL does nothing, with a warning of PostgreSQL's.
             let in_vain = reset.local && idle && is_alone(text, reset);
-            let Some(words) = self.words_for(reset).filter(|_| !in_vain) else { continue };
+            let Some((words, hidden)) = self.words_for(reset, several).filter(|_| !in_vain) else { continue };
             restored.extend_from_slice(&text[done..reset.range.start]);
             restored.extend_from_slice(words.as_bytes());
             done = reset.range.end;
-            replaced.push(text, reset, words.len());
+            replaced.push(text, reset, words.len(), hidden);
         }
         restored.extend_from_slice(&text[done..]);
         (done > 0).then_some((restored, replaced))
     }
 
     /// SET where it can say it; a block is the one statement without a result that can say the rest, in every protocol and
-    /// in every transaction, but it counts as a query to SET TRANSACTION.
-    fn words_for(&self, reset: &Reset) -> Option<String> {
+    /// in every transaction, but it counts as a query to SET TRANSACTION. With the number of statements before the last.
+    fn words_for(&self, reset: &Reset, several: bool) -> Option<(String, usize)> {
         let body = match &reset.name {
             Some(name) => {
                 let value = self.startup.get(name)?;
                 if let Some(words) = set_command(name, value, reset.local) {
-                    return Some(words);
+                    return Some((words, 0));
                 }
                 format!("PERFORM {};", set_config(name, value, reset.local))
             }
             None => {
                 // RESET ALL passes over who the session is (manual, RESET).
                 let identity = |name: &str| name == "role" || name == "session_authorization";
-                let calls: String = self
-                    .startup
-                    .iter()
-                    .filter(|(name, _)| !identity(name))
-                    .map(|(name, value)| format!("PERFORM {};", set_config(name, value, false)))
-                    .collect();
-                if calls.is_empty() {
-                    return None;
+                let own = || self.startup.iter().filter(|(name, _)| !identity(name));
+                own().next()?;
+                let commands = || own().map(|(name, value)| set_command(name, value, false));
+                if several && let Some(commands) = commands().collect::<Option<Vec<_>>>() {
+                    return Some((format!("RESET ALL;{}", commands.join(";")), commands.len()));
                 }
-                format!("RESET ALL;{calls}")
+                let calls = own().map(|(name, value)| format!("PERFORM {};", set_config(name, value, false)));
+                format!("RESET ALL;{}", calls.collect::<String>())
             }
         };
         let mut quote = "$pgt$".to_owned();
         while body.contains(&quote) {
             quote.insert(1, 'x');
         }
-        Some(format!("DO {quote}BEGIN {body} END{quote}"))
+        Some((format!("DO {quote}BEGIN {body} END{quote}"), 0))
     }
 }
 
@@ -226,6 +225,7 @@ fn is_alone(text: &[u8], reset: &Reset) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::replaced::Completed;
     use super::*;
 
     fn state(startup: &[(&str, &str)]) -> SessionState {
@@ -249,21 +249,24 @@ mod tests {
             reset(text, "RESET work_mem", 2, Some("work_mem")),
             reset(text, "RESET ALL", 3, None),
         ];
-        let (restored, mut replaced) = state.restore(text.as_bytes(), &resets, true).unwrap();
-        let call = "PERFORM pg_catalog.set_config(E'timezone',E'UTC',false);";
-        let expected =
-            format!("SELECT 1; SET \"timezone\" TO E'UTC'; RESET work_mem; DO $pgt$BEGIN RESET ALL;{call} END$pgt$");
-        assert_eq!(String::from_utf8(restored).unwrap(), expected);
-        let told: Vec<_> = (0..4).map(|_| replaced.completed()).collect();
-        assert_eq!(told, [None, Some("RESET"), None, Some("RESET")]);
-        assert_eq!(state.restore(text.as_bytes(), &resets[1..2], true), None);
+        let (restored, mut replaced) = state.restore(text.as_bytes(), &resets, true, true).unwrap();
+        let set = "SET \"timezone\" TO E'UTC'";
+        assert_eq!(String::from_utf8(restored).unwrap(), format!("SELECT 1; {set}; RESET work_mem; RESET ALL;{set}"));
+        let told: Vec<_> = (0..5).map(|_| replaced.completed()).collect();
+        use Completed::{As, AsItSays, Nothing};
+        assert_eq!(told, [AsItSays, As("RESET"), AsItSays, Nothing, As("RESET")]);
+        assert_eq!(state.restore(text.as_bytes(), &resets[1..2], true, true), None);
+        let alone = [reset("RESET ALL", "RESET ALL", 0, None)];
+        let (restored, mut replaced) = state.restore(b"RESET ALL", &alone, true, false).unwrap();
+        let block = "DO $pgt$BEGIN RESET ALL;PERFORM pg_catalog.set_config(E'timezone',E'UTC',false); END$pgt$";
+        assert_eq!((String::from_utf8(restored).unwrap().as_str(), replaced.completed()), (block, As("RESET")));
     }
 
     #[test]
     fn a_value_cannot_end_the_block() {
         let state = state(&[("my.var", "$pgt$; DROP TABLE x")]);
         let text = "RESET ALL";
-        let (restored, _) = state.restore(text.as_bytes(), &[reset(text, text, 0, None)], true).unwrap();
+        let (restored, _) = state.restore(text.as_bytes(), &[reset(text, text, 0, None)], true, false).unwrap();
         assert!(String::from_utf8(restored).unwrap().ends_with("END$xpgt$"));
     }
 

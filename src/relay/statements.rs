@@ -20,7 +20,7 @@ pub fn look_into<'a>(
     let (text, types) = cstr(rest).unwrap_or((rest, b""));
     let look = sql::look(text, state.standard_strings());
     let resets = look.as_ref().map_or(&[][..], |look| &look.resets);
-    match state.restore(text, resets, idle) {
+    match state.restore(text, resets, idle, false) {
         Some((restored, replaced)) => ([&restored, &b"\0"[..], types].concat().into(), replaced.first(), look),
         None => (rest.into(), None, look),
     }

@@ -127,6 +127,23 @@ async fn a_reset_goes_back_to_what_the_client_began_with() {
 }
 
 #[tokio::test]
+async fn a_reset_of_everything_is_no_query() {
+    let stage = one_backend().await;
+    let startup = [("TimeZone", "Asia/Tokyo"), ("options", "-c work_mem=9MB -c my.name=mine")];
+    let mut wire = stage.client_with(&startup).await;
+    wire.query("SET TimeZone = 'UTC'; BEGIN").await.unwrap();
+    let both = "RESET ALL; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; RESET ALL; SHOW TimeZone; SHOW my.name";
+    let messages = wire.exchange(&[query(both)]).await;
+    assert_eq!(
+        (tags(&messages).as_str(), values(&messages)),
+        ("CCCTDCTDCSZ", vec!["Asia/Tokyo".into(), "mine".into()])
+    );
+    let commands = messages.iter().filter(|message| message.tag == b'C').map(|message| &message.payload[..]);
+    assert_eq!(commands.collect::<Vec<_>>(), [&b"RESET\0"[..], b"SET\0", b"RESET\0", b"SHOW\0", b"SHOW\0"]);
+    wire.query("COMMIT").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_role_follows_its_client_and_no_request_runs_without_it() {
     let stage = one_backend().await;
     stage.sql("CREATE ROLE reader; GRANT reader TO app; CREATE ROLE writer; GRANT writer TO app").await;
