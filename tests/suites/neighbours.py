@@ -38,6 +38,10 @@ SELECT json_build_object(
     'prepared', (SELECT json_agg(name) FROM pg_prepared_statements WHERE from_sql),
     'cursors', (SELECT json_agg(name) FROM pg_cursors WHERE name <> ''))
 """
+# What a neighbour listens to may be on a backend that it shares with others: `hear` tells whether it is there.
+SHARED = "listens"
+# How long a notification may take, in seconds.
+HEARING = 5
 # Ours, and those that the regression suite sets.
 CUSTOM = ["neighbour.a", "neighbour.b", "custom.my_guc", "custom.my.qualified.guc", "nosuch.setting"]
 LISTS = ["listens", "advisory locks", "temporary relations", "temporary functions", "prepared", "cursors"]
@@ -147,8 +151,8 @@ class Expected:
         surprises += [(f"{name} is not ours", value, self.reference["hidden"][name])
                       for name, value in seen["hidden"].items() if value != self.reference["hidden"][name]]
         for name in LISTS:
-            if set(seen[name] or []) != self.lists[name]:
-                lost = self.lists[name] - set(seen[name] or [])
+            lost = self.lists[name] - set(seen[name] or []) if name != SHARED else set()
+            if lost or set(seen[name] or []) - self.lists[name]:
                 surprises.append((f"{name}: {'lost' if lost else 'not ours'}", seen[name], sorted(self.lists[name])))
         if seen["temporary schema"]:
             traces.append(("pg_my_temp_schema() is not 0", True, False))
@@ -162,7 +166,7 @@ class Neighbour:
     def __init__(self, number, target, reference, findings):
         self.random, self.number = random.Random(number), number
         self.target, self.reference, self.findings = target, reference, findings
-        self.statement, self.connection = "connect", None
+        self.statement, self.connection, self.heard = "connect", None, set()
 
     def run(self, stop, ready):
         self.connect()
@@ -201,6 +205,7 @@ class Neighbour:
         self.connection.pgconn.prepare(b"mine", f"SELECT {self.number}".encode())
 
     def notified(self, notification):
+        self.heard.add(notification.payload)
         if notification.channel not in self.expected.lists["listens"]:
             self.surprise([("a notification that is not ours", notification.channel, None)])
 
@@ -236,7 +241,7 @@ class Neighbour:
     def step(self):
         steps = {self.look: 12, self.set: 8, self.work: 8, self.change_in_transaction: 8, self.reset: 4,
                  self.run_parsed: 4, self.no_sequence: 2, self.prepare: 2, self.hold: 1, self.listen: 1,
-                 self.discard: 1, self.connect: 1}
+                 self.hear: 1, self.discard: 1, self.connect: 1}
         self.random.choices(list(steps), list(steps.values()))[0]()
 
     def chosen(self):
@@ -330,6 +335,18 @@ class Neighbour:
         own = self.expected.lists["listens"]
         self.execute("UNLISTEN *" if own else "LISTEN neighbours")
         own.clear() if own else own.add("neighbours")
+
+    def hear(self):
+        """Who listens hears itself; others do not hear it."""
+        payload = str(self.random.random())
+        self.heard.clear()
+        self.execute("SELECT pg_notify('neighbours', %s)", [payload])
+        deadline = time.monotonic() + HEARING
+        while self.expected.lists["listens"] and payload not in self.heard:
+            if time.monotonic() > deadline:
+                self.surprise([("listens: lost", None, "neighbours")])
+                return self.connect()
+            self.execute("SELECT 1")
 
     def discard(self):
         self.execute("DISCARD ALL")
