@@ -47,7 +47,7 @@ impl Flow {
     pub fn bytes_needed(&self, header: Header) -> usize {
         match header.tag {
             frontend::PARSE if header.payload <= self.limits.max_prepared_size => header.payload,
-            frontend::PARSE | frontend::BIND => NAME_BOUND,
+            frontend::PARSE | frontend::BIND | frontend::FUNCTION_CALL => NAME_BOUND,
             frontend::DESCRIBE | frontend::CLOSE => header.payload,
             frontend::QUERY => QUERY_BOUND,
             _ => 0,

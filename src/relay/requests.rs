@@ -208,7 +208,7 @@ impl Flow {
                 return Ok(());
             }
             frontend::FUNCTION_CALL => {
-                self.state.note_opaque();
+                self.state.note_call(message.view);
                 self.expected.push_back(Expected::FunctionCall);
                 self.end_batch();
             }

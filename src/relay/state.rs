@@ -13,6 +13,12 @@ use crate::sql::{Look, Marks, Reset};
 /// More names than these are asked for all together.
 const MAX_NAMES: usize = 32;
 
+/// The parameter that says who the session is, and the statement that goes back to who has logged in.
+const USER: &str = "session_authorization";
+const BACK_TO_LOGIN: &str = "RESET SESSION AUTHORIZATION";
+/// The identity of `set_config(text, text, boolean)` in pg_proc, which every PostgreSQL has.
+const SET_CONFIG: u32 = 2078;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct SessionState {
@@ -129,6 +135,13 @@ impl SessionState {
         self.opaque = true;
     }
 
+    /// Notes a call of a function, of whose message `view` is the beginning: `set_config` names the parameter that it sets.
+    pub fn note_call(&mut self, view: &[u8]) {
+        self.note_opaque();
+        let name = name_in_call(view).filter(|name| !self.doubt.parameters.contains(name));
+        self.doubt.parameters.extend(name.filter(|_| self.doubt.parameters.len() < MAX_NAMES));
+    }
+
     /// A command of the client's has changed the schema: what it prepares from now on is analysed anew. What it makes for
     /// itself alone is nobody else's business.
     pub fn schema_changed(&mut self, command: &[u8]) {
@@ -190,6 +203,18 @@ impl SessionState {
     /// in every transaction, but it counts as a query to SET TRANSACTION. With the number of statements before the last.
     fn words_for(&self, reset: &Reset, several: bool) -> Option<(String, usize)> {
         let body = match &reset.name {
+            // With it goes the role (assign_session_authorization in PostgreSQL).
+            Some(name) if name == USER && !reset.local && self.startup.get("role").is_some() => {
+                let role = self.startup.get("role")?;
+                let user = self.startup.get(USER);
+                let set_user = user.map_or_else(|| Some(BACK_TO_LOGIN.into()), |user| set_command(USER, user, false));
+                if several && let (Some(set_user), Some(set_role)) = (set_user, set_command("role", role, false)) {
+                    return Some((format!("{set_user};{set_role}"), 1));
+                }
+                let user =
+                    user.map_or(BACK_TO_LOGIN.into(), |user| format!("PERFORM {}", set_config(USER, user, false)));
+                format!("{user};PERFORM {};", set_config("role", role, false))
+            }
             Some(name) => {
                 let value = self.startup.get(name)?;
                 if let Some(words) = set_command(name, value, reset.local) {
@@ -199,7 +224,7 @@ impl SessionState {
             }
             None => {
                 // RESET ALL passes over who the session is (manual, RESET).
-                let identity = |name: &str| name == "role" || name == "session_authorization";
+                let identity = |name: &str| name == "role" || name == USER;
                 let own = || self.startup.iter().filter(|(name, _)| !identity(name));
                 own().next()?;
                 let commands = || own().map(|(name, value)| set_command(name, value, false));
@@ -216,6 +241,17 @@ impl SessionState {
         }
         Some((format!("DO {quote}BEGIN {body} END{quote}"), 0))
     }
+}
+
+/// The parameter that a FunctionCall sets: its function, argument formats, and then the arguments, each with its length.
+fn name_in_call(view: &[u8]) -> Option<String> {
+    let (function, rest) = view.split_first_chunk::<4>()?;
+    let (formats, rest) = rest.split_first_chunk::<2>()?;
+    let arguments = rest.get(2 * usize::from(u16::from_be_bytes(*formats)) + 2..)?;
+    let (length, arguments) = arguments.split_first_chunk::<4>()?;
+    let name = arguments.get(..u32::from_be_bytes(*length) as usize)?;
+    let name = str::from_utf8(name).ok().filter(|_| u32::from_be_bytes(*function) == SET_CONFIG)?;
+    Some(name.to_ascii_lowercase())
 }
 
 /// Whether the text has nothing else.

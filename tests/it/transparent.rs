@@ -165,6 +165,27 @@ async fn a_role_follows_its_client_and_no_request_runs_without_it() {
     assert_eq!(wire.value(who).await, "app app");
 }
 
+#[tokio::test]
+async fn who_logged_in_with_a_role_goes_back_to_it() {
+    let stage = one_backend().await;
+    stage.sql("CREATE ROLE reader; GRANT reader TO app; CREATE ROLE writer; GRANT writer TO app").await;
+    let mut wire = stage.client_with(&[("options", "-c role=reader")]).await;
+    let mut other = other(&stage).await;
+    let who = "SELECT current_user || ' ' || session_user";
+    for reset in ["RESET SESSION AUTHORIZATION", "SET SESSION AUTHORIZATION DEFAULT", "RESET ROLE"] {
+        let batch = [parse("", reset), bind("", "", &[]), execute("", 0), sync()].concat();
+        for reset in [query(reset), batch] {
+            wire.query("SET ROLE writer").await.unwrap();
+            others_turn(&mut other).await;
+            assert_eq!(wire.value(who).await, "writer app");
+            assert_eq!(tags(&wire.exchange(&[reset]).await).matches('C').count(), 1);
+            assert_eq!(wire.value(who).await, "reader app");
+            others_turn(&mut other).await;
+            assert_eq!(wire.value(who).await, "reader app");
+        }
+    }
+}
+
 /// What pins, how it is told on the metrics, and what ends it.
 const PINS: &[(&str, &str, &str)] = &[
     ("CREATE TEMP TABLE mine (x int)", "temporary_object", "DROP TABLE mine"),
@@ -453,6 +474,9 @@ async fn what_a_function_call_does_is_found() {
     wire.exchange(&[function_call(oid.parse().unwrap(), &["lock_timeout", "7s", "f"])]).await;
     others_turn(&mut other).await;
     assert_eq!(wire.value("SHOW lock_timeout").await, "7s");
+    wire.exchange(&[function_call(oid.parse().unwrap(), &["My.Called", "mine", "f"])]).await;
+    others_turn(&mut other).await;
+    assert_eq!(wire.value("SHOW my.called").await, "mine");
 }
 
 #[tokio::test]
