@@ -479,6 +479,7 @@ impl Flow {
                 self.settle(backend, statement, None);
             }
             Expected::KnownParse(name) => self.mine.undo_insert(&name),
+            Expected::Check(_) => self.wait = Wait::No,
             Expected::KnownClose(name, statement) | Expected::Renewed(name, statement) => {
                 self.mine.undo_remove(&name, statement);
             }

@@ -340,7 +340,6 @@ impl Flow {
         if self.outdated {
             error.code = "0A000".to_owned();
         }
-        self.wait = Wait::No;
         let expired = self.expired(backend, &error, view);
         self.taken = match self.expected.front() {
             Some(Expected::Parse(ParseNote::Taken(name))) => Some(name.clone()),

@@ -418,6 +418,32 @@ fn what_the_pool_has_is_prepared_and_closed_without_a_backend() {
     }
 }
 
+#[test]
+fn what_waits_for_a_check_waits_through_the_error_of_an_earlier_batch() {
+    let shared = Arc::default();
+    let mut line = Line::of_session(1, &shared);
+    let row = |name: &str| [b"\0\x01", name.as_bytes(), &[0; 19]].concat();
+    line.client(&all(&[(b'P', b"a\0SELECT *\0\0\0"), (b'D', b"Sa\0"), SYNC]));
+    line.server(&[(b'1', b""), (b't', b"\0\0"), (b'T', &row("x")), READY]);
+    shared.schema_changed();
+    line.switch_backend(&mut BackendState::default());
+    let bind = all(&[(b'B', b"\0a\0\0\0\0\0\0\0"), (b'E', b"\0\0\0\0\0"), SYNC]);
+    let early = all(&[(b'P', b"\0bad\0\0\0"), SYNC]);
+    let input = [&early[..], &bind].concat();
+    let (mut splice, mut replies) = (Splice::new(&input), Vec::new());
+    let taken = line.flow.requests(&mut line.backend, &input, &mut splice, &mut replies).unwrap();
+    assert_eq!(taken.consumed, early.len());
+    assert!(line.flow.is_full());
+    assert_eq!(line.server(&[ERROR, READY]), all(&[ERROR, READY]));
+    assert!(line.flow.is_full() && !line.flow.is_free(), "its own answer is still to come");
+    assert_eq!(line.server(&[(b'1', b""), (b't', b"\0\0"), (b'T', &row("y"))]), b"");
+    let (to_backend, _) = line.client(&bind);
+    assert!(to_backend.starts_with(&message(b'B', b"\0pgt_outdated\0\0\0\0\0\0\0")), "{to_backend:?}");
+    let told = line.server(&[(b'E', b"SERROR\0C26000\0Mno\0\0"), READY]);
+    assert!(memchr::memmem::find(&told, b"C0A000\0Mcached plan must not change").is_some());
+    assert!(line.flow.is_free());
+}
+
 proptest! {
     /// However the network cuts the bytes up, each side gets the same.
     #[test]
