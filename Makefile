@@ -9,7 +9,7 @@ help:
 	@echo 'make test         formatting, lints, unit, integration and driver tests, documentation'
 	@echo 'make suites       test suites of PostgreSQL and others through pgtenant; ARGS="regress --mode session" is some'
 	@echo 'make bench        microbenchmarks (criterion)'
-	@echo 'make bench-load   pgbench against PostgreSQL, PgBouncer and pgtenant; ARGS=--help lists the options'
+	@echo 'make bench-load   the cost of a transaction beside PgBouncer and others; ARGS=--help lists the options'
 	@echo 'make fmt          format the code'
 	@echo 'make clean        remove everything that was built'
 
@@ -44,6 +44,7 @@ suites:
 
 bench-load:
 	@scripts/setup.sh bench
+	@scripts/pgbouncer.sh
 	cargo build --release
 	python3 -B benches/load/run.py --pgtenant $(TARGET)/release/pgtenant $(ARGS)
 
@@ -55,4 +56,4 @@ fmt:
 
 clean:
 	cargo clean
-	rm -rf target/drivers target/postgres18 target/suites target/bench-load
+	rm -rf target/drivers target/postgres18 target/suites target/bench-load target/pgbouncer

@@ -53,6 +53,7 @@ need_for_bench() {
     need_for_demo
     need python3 "Python 3" program python3
     need openssl openssl program openssl
+    need linux-perf perf program perf
     need pgbouncer PgBouncer env PATH="$PATH:/usr/sbin" which pgbouncer
 }
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -15,9 +16,15 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+    """A free port below those that the kernel gives to clients, so that none of their connections can take it."""
+    while True:
+        port = random.randrange(20000, 32768)
+        with socket.socket() as taken:
+            try:
+                taken.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def postgres_programs():
@@ -52,23 +59,27 @@ class Server:
     """One process that listens on `port` on loopback; output goes to `<name>.log` in the folder of the run."""
 
     def __init__(self, name, folder, command, port, **run_as):
-        self.name, self.port = name, port
+        self.name, self.port, self.begun, self.start_seconds = name, port, time.monotonic(), None
         self.log = os.path.join(folder, f"{name}.log")
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, **run_as)
 
     def wait(self):
-        """Returns once the port takes connections; an end or silence until the deadline ends the whole run."""
+        """Returns once the port takes connections; `start_seconds` is then how long that took from the start.
+
+        An end of the process or silence until the deadline ends the whole run.
+        """
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 break
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
+                self.start_seconds = time.monotonic() - self.begun
                 return
             except OSError:
-                time.sleep(0.05)
+                time.sleep(0.005)
         with open(self.log, errors="replace") as log:
             raise SystemExit(f"{self.name} did not start:\n{log.read()[-4000:]}")
 

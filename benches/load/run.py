@@ -1,139 +1,141 @@
 #!/usr/bin/env python3
-"""pgbench through PostgreSQL directly, PgBouncer and pgtenant, interleaved in one run on throwaway servers.
+"""The cost of a transaction through pgtenant, PgBouncer, other poolers and none, interleaved on throwaway servers.
 
-Everything listens on free ports of 127.0.0.1 and is ended and removed afterwards, also on Ctrl-C.
+Everything listens on free ports of 127.0.0.1 and is ended and removed afterwards, also on Ctrl-C. docs/PERFORMANCE.md
+says what is measured and how to read it.
 """
 
 import argparse
 import os
-import shutil
+import resource
 import signal
 import subprocess
 import sys
-import tempfile
+from dataclasses import replace
 
 import measure
+import poolers
 import report
+import scenarios
 import servers
+import tenants
 
-# The optional ones (`connect`, `select-tls`) are named with --scenarios.
-USUAL = ["select-simple", "select-extended", "select-prepared", "tpcb-like"]
-TARGETS = ["direct", "pgbouncer", "before", "pgtenant"]
+# A row's rounds are shortened so that they fit: all rows together then stay below 40 minutes.
+ROW_SECONDS = 110
+LEAST_SECONDS = 1
+# Start, warming and end of one round, and the counted run of each target.
+ROUND_OVERHEAD, COUNTED_OVERHEAD = measure.WARM_SECONDS + 0.7, measure.COUNTED_SECONDS + 0.5
+
+
+def scenario_list(text):
+    if text in ("all", "usual"):
+        return [scenario for scenario in scenarios.ALL if scenario.usual or text == "all"]
+    if unknown := [name for name in text.split(",") if name not in scenarios.BY_NAME]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(scenarios.BY_NAME)}")
+    return [scenarios.BY_NAME[name] for name in text.split(",")]
+
+
+def other(text):
+    """NAME=COMMAND:CONFIG as a pooler."""
+    name, _, rest = text.partition("=")
+    command, _, config = rest.rpartition(":")
+    if not (name and command and os.path.exists(config)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COMMAND:CONFIG with a file or folder at CONFIG")
+    return poolers.Template(name, command, os.path.realpath(config))
 
 
 def options():
-    def names(known):
-        def split(text):
-            chosen = list(known) if text == "all" else text.split(",")
-            if unknown := [name for name in chosen if name not in known]:
-                raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(known)}")
-            return chosen
-        return split
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--pgtenant", default="target/release/pgtenant", help="the program to measure")
     parser.add_argument("--before", help="another build of it, measured beside")
-    parser.add_argument("--seconds", type=int, default=5, help="length of one run")
+    parser.add_argument("--pgbouncer", default=poolers.pgbouncer_program(), help="the program that ratios refer to")
+    parser.add_argument("--other", type=other, action="append", default=[], metavar="NAME=COMMAND:CONFIG",
+                        help="a further pooler: its command and a file or folder of templates, see docs/PERFORMANCE.md")
+    parser.add_argument("--seconds", type=int, default=5, help="length of one run; less where a row would last longer "
+                        f"than {ROW_SECONDS} s")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--backends", type=int, default=16, help="of each proxy")
-    parser.add_argument("--threads", type=int, default=1, help="of pgbench")
+    parser.add_argument("--backends", type=int, default=16, help="of each pooler")
     parser.add_argument("--scale", type=int, default=10, help="of pgbench's tables")
-    parser.add_argument("--scenarios", type=names(measure.SCENARIOS), default=",".join(USUAL),
-                        help=f"'all', or some of {','.join(measure.SCENARIOS)}")
-    parser.add_argument("--targets", type=names(TARGETS), default="all", help=f"some of {','.join(TARGETS)}")
-    parser.add_argument("--no-log", action="store_true", help="no percentiles: pgbench writes no transaction times")
-    parser.add_argument("--out", default="target/bench-load", help="folder for load.json and load.md")
+    parser.add_argument("--scenarios", type=scenario_list, default="usual",
+                        help=f"'usual', 'all', or some of {','.join(scenarios.BY_NAME)}")
+    parser.add_argument("--targets", help="only these, of direct,pgbouncer,before,pgtenant and the others' names")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="all figures; to standard output, "
+                        "instead of the tables, without FILE")
+    parser.add_argument("--out", default="target/bench-load", help="folder for load.json, load.md and load.svg")
     chosen = parser.parse_args()
-    if chosen.before is None:
-        chosen.targets = [target for target in chosen.targets if target != "before"]
-    if chosen.threads > chosen.clients:
-        parser.error("more threads than clients")
-    if "pgtenant" in chosen.targets and not os.access(chosen.pgtenant, os.X_OK):
-        parser.error(f"{chosen.pgtenant} is not there: run `cargo build --release`, or leave pgtenant out by --targets")
-    if "pgbouncer" in chosen.targets and servers.pgbouncer_version() is None:
-        parser.error("PgBouncer is not installed (Debian: pgbouncer); leave it out by --targets")
+    chosen.poolers = wanted(chosen, parser)
     return chosen
 
 
-def start(chosen, programs, folder, running):
-    """Starts what was asked for, noting each server in `running`; returns the targets by name."""
-    encrypted = any(measure.SCENARIOS[name][1] for name in chosen.scenarios)
-    tls = servers.certificate(folder) if encrypted else None
-    postgres, verifier = servers.start_postgres(programs, folder, tls, running)
-    measure.fill(programs, postgres, chosen.scale)
-    targets = {"direct": postgres}
-    if "pgbouncer" in chosen.targets:
-        targets["pgbouncer"] = servers.start_pgbouncer(folder, postgres, verifier, chosen.backends, tls, running)
-    for target in ("before", "pgtenant"):
-        if target in chosen.targets:
-            program, own = os.path.realpath(getattr(chosen, target)), os.path.join(folder, target)
-            os.mkdir(own)
-            targets[target] = servers.start_pgtenant(program, own, postgres, verifier, chosen.backends, tls, running)
-    return {name: targets[name] for name in chosen.targets}
+def wanted(chosen, parser):
+    """The poolers to measure, in the order of the tables."""
+    known = [servers.Direct()]
+    if chosen.pgbouncer and os.access(chosen.pgbouncer, os.X_OK):
+        known.append(poolers.PgBouncer(os.path.realpath(chosen.pgbouncer)))
+    known += chosen.other
+    for name in ("before", "pgtenant"):
+        if program := getattr(chosen, name):
+            known.append(poolers.Pgtenant(name, program))
+    names = chosen.targets.split(",") if chosen.targets else [pooler.name for pooler in known]
+    if chosen.targets is None and "pgbouncer" not in names:
+        parser.error("PgBouncer is not there (Debian: pgbouncer): say where with --pgbouncer, or leave it out by --targets")
+    if unknown := set(names) - {pooler.name for pooler in known}:
+        parser.error(f"--targets: there is no {unknown.pop()!r}")
+    picked = [pooler for pooler in known if pooler.name in names]
+    for pooler in picked:
+        if isinstance(pooler, poolers.Pgtenant) and not os.access(pooler.program, os.X_OK):
+            parser.error(f"{pooler.program} is not there: run `cargo build --release`, or leave it out by --targets")
+    return picked
 
 
-def cannot(target, scenario):
-    """PgBouncer keeps protocol-level prepared statements apart only from 1.21 on, and takes no parameters at login."""
-    prepared = scenario == "select-prepared" and servers.pgbouncer_version() < (1, 21)
-    return target == "pgbouncer" and (prepared or scenario in measure.PARAMETERS)
+def seconds_for(chosen, scenario, count):
+    """The length of one run, so that the whole row keeps to ROW_SECONDS."""
+    starts = (scenario.rounds or chosen.rounds) * count * (2 if scenario.tenants > 1 else 1)
+    room = (ROW_SECONDS - count * COUNTED_OVERHEAD) / max(starts, 1) - ROUND_OVERHEAD
+    return max(min(chosen.seconds, room), LEAST_SECONDS)
 
 
-def rounds(chosen, programs, targets, logs):
-    results = {scenario: {name: None if cannot(name, scenario) else [] for name in targets}
-               for scenario in chosen.scenarios}
-    for scenario, by_target in results.items():
-        able = [name for name, kept in by_target.items() if kept is not None]
-        for name in able:  # not counted: fills the pools and the caches
-            measure.pgbench(programs, targets[name], scenario, chosen.clients, chosen.threads, 2, [])
-        for number in range(chosen.rounds):
-            shift = number % max(len(able), 1)
-            for name in able[shift:] + able[:shift]:
-                one = measure.run(programs, targets[name], scenario, chosen.clients, chosen.threads, chosen.seconds,
-                                  None if chosen.no_log else logs)
-                by_target[name].append(one)
-                print(f"{scenario:16} round {number + 1} {name:10} {one['tps']:10,.0f} tps", file=sys.stderr)
-    return results
-
-
-def versions(chosen, programs):
-    said = subprocess.run([f"{programs}/postgres", "--version"], capture_output=True, text=True).stdout
-    found = [said.strip()]
-    if "pgbouncer" in chosen.targets:
-        found.append("PgBouncer {}.{}".format(*servers.pgbouncer_version()))
-    if "pgtenant" in chosen.targets:
-        found.append(subprocess.run([chosen.pgtenant, "--version"], capture_output=True, text=True).stdout.strip())
+def row(chosen, scenario, scene):
+    """All rounds of a scenario: a list for each target, None where it cannot take it."""
+    able = [pooler for pooler in chosen.poolers if pooler.name not in scenario.without]
+    found = {pooler.name: [] if pooler in able else None for pooler in chosen.poolers}
+    seconds = int(seconds_for(chosen, scenario, len(able)))
+    if scenario.tenants > 1:
+        scene.create_databases(tenants.active(scenario.tenants))
+    scenario = replace(scenario, clients=scenario.clients or chosen.clients)
+    for number in range(scenario.rounds or chosen.rounds):
+        shift = number % max(len(able), 1)
+        for pooler in able[shift:] + able[:shift]:
+            figures = measure.round_of(pooler, scenario, scene, seconds, number == 0)
+            found[pooler.name].append(figures)
+            print(f"{scenario.name:20} round {number + 1} {pooler.name:12} {report.progress(figures)}", file=sys.stderr)
     return found
+
+
+def versions(chosen, scene):
+    said = subprocess.run([f"{scene.programs}/postgres", "--version"], capture_output=True, text=True).stdout
+    return [said.strip(), *(pooler.version() for pooler in chosen.poolers if pooler.name != "direct")]
 
 
 def main():
     chosen = options()
-    programs = servers.throwaway.postgres_programs()
     # SIGTERM and a closed terminal take the same way out as Ctrl-C: through `finally`.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda *_: sys.exit("bench-load: ended by a signal"))
-    folder = tempfile.mkdtemp(prefix="pgtenant-load-")
-    os.chmod(folder, 0o711)
-    running = []
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    scene = servers.Scene(chosen.backends)
     try:
-        logs = os.path.join(folder, "logs")
-        os.mkdir(logs)
-        targets = start(chosen, programs, folder, running)
-        results = rounds(chosen, programs, targets, logs)
-        memory = {name: target.resident_kb() for name, target in targets.items() if name != "direct"}
-        rows = report.summarize(results)
-        text = report.markdown(rows, report.describe(chosen, versions(chosen, programs), memory))
-        report.write(chosen.out, results, rows, text)
-        print(text)
-        print(f"written to {chosen.out}/load.json and load.md")
-        if any(row["failed"] for row in rows):
-            sys.exit("bench-load: transactions failed")
+        scene.start(chosen.scale)
+        found = {scenario.name: row(chosen, scenario, scene) for scenario in chosen.scenarios}
+        report.publish(chosen, found, versions(chosen, scene))
     except KeyboardInterrupt:
         sys.exit("bench-load: interrupted")
     finally:
-        for server, ending in reversed(running):
-            server.end(ending)
-        shutil.rmtree(folder, ignore_errors=True)
+        scene.end()
+    if report.failed(found):
+        sys.exit("bench-load: transactions failed")
 
 
 main()

@@ -1,17 +1,39 @@
-"""Starts the throwaway PostgreSQL, PgBouncer and pgtenant that are compared, and ends them again by pid."""
+"""The throwaway PostgreSQL that all of a run shares, and the certificate, tables and tenants in front of it."""
 
+import base64
+import hashlib
+import hmac
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../scripts"))
 import throwaway
-from throwaway import Server, free_port, owned, started, unprivileged
 
 ROLE, DATABASE, PASSWORD = "bench", "bench", "bench-password"
+# Ten thousand rows of a thousand bytes: what a 10 MB result or COPY carries.
+LARGE_ROWS, LARGE_WIDTH = 10_000, 1_000
+TABLES = f"""
+CREATE TABLE large (id int PRIMARY KEY, body text NOT NULL);
+ALTER TABLE large ALTER body SET STORAGE PLAIN;
+INSERT INTO large SELECT n, repeat('x', {LARGE_WIDTH}) FROM generate_series(1, {LARGE_ROWS}) n;
+CREATE UNLOGGED TABLE sink (body text);
+VACUUM ANALYZE large;
+"""
+SETTINGS = {"shared_buffers": "256MB", "autovacuum": "off", "max_connections": "300", "checkpoint_timeout": "1h",
+            "max_wal_size": "8GB", "log_min_messages": "fatal", "log_checkpoints": "off"}
+
+
+def environment(port, database=DATABASE, encrypted=False, options=""):
+    """libpq's variables for one target; nothing of the caller's own remains."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    kept.update(PGHOST="127.0.0.1", PGPORT=str(port), PGUSER=ROLE, PGPASSWORD=PASSWORD, PGDATABASE=database,
+                PGSSLMODE="require" if encrypted else "disable", PGGSSENCMODE="disable", PGCONNECT_TIMEOUT="10",
+                PGOPTIONS=options)
+    return kept
 
 
 def certificate(folder):
@@ -26,87 +48,83 @@ def certificate(folder):
     return crt, key
 
 
-def start_postgres(programs, folder, tls, running):
-    """PostgreSQL with the pgbench database still empty: returns the server and the role's SCRAM verifier."""
-    settings = {"shared_buffers": "128MB", "autovacuum": "off", "max_connections": "300", "checkpoint_timeout": "1h",
-                "max_wal_size": "4GB", "log_min_messages": "fatal"}
-    hba = f"host {DATABASE} {ROLE} 127.0.0.1/32 scram-sha-256\n"
-    server, admin = throwaway.start_postgres(programs, folder, hba, settings, running, tls)
-    subprocess.run([*admin, "-c", f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'",
-                    "-c", f"CREATE DATABASE {DATABASE} OWNER {ROLE}"], check=True)
-    return server, throwaway.verifier(admin, ROLE)
+def scram_verifier():
+    """The password's verifier, of one iteration: 4,096 would keep a core of the load generator busy for each login.
+
+    What a pooler has to do with a verifier does not depend on their number (RFC 5802, section 3).
+    """
+    salt = os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", PASSWORD.encode(), salt, 1)
+    client, server = (hmac.digest(salted, key, "sha256") for key in (b"Client Key", b"Server Key"))
+    kept = [base64.b64encode(part).decode() for part in (salt, hashlib.sha256(client).digest(), server)]
+    return "SCRAM-SHA-256$1:{}${}:{}".format(*kept)
 
 
-def pgbouncer_version():
-    """(major, minor) of the installed PgBouncer, or None."""
-    try:
-        said = subprocess.run([pgbouncer_program(), "--version"], capture_output=True, text=True).stdout
-    except OSError:
-        return None
-    major, minor = re.search(r"PgBouncer (\d+)\.(\d+)", said).groups()
-    return int(major), int(minor)
+class Scene:
+    """PostgreSQL with filled tables, and what the poolers' configurations refer to; `end` removes it all."""
+
+    def __init__(self, backends):
+        self.programs = throwaway.postgres_programs()
+        self.folder = tempfile.mkdtemp(prefix="pgtenant-load-")
+        os.chmod(self.folder, 0o711)
+        self.backends, self.running = backends, []
+
+    def start(self, scale):
+        self.certificate, self.key = certificate(self.folder)
+        hba = f"host all {ROLE} 127.0.0.1/32 scram-sha-256\n"
+        self.postgres, self.admin = throwaway.start_postgres(
+            self.programs, self.folder, hba, SETTINGS, self.running, (self.certificate, self.key))
+        self.verifier = scram_verifier()
+        subprocess.run([*self.admin, "-c", f"CREATE ROLE {ROLE} LOGIN PASSWORD '{self.verifier}'",
+                        "-c", f"CREATE DATABASE {DATABASE} OWNER {ROLE}"], check=True)
+        ours = environment(self.postgres.port)
+        subprocess.run(["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1"], input=TABLES, text=True, check=True, env=ours)
+        subprocess.run([f"{self.programs}/pgbench", "-i", "-q", "-s", str(scale)], check=True, capture_output=True,
+                       env=ours)
+
+    def create_databases(self, names):
+        """Empty ones: each tenant has its own, but only those that are asked for need to exist."""
+        made = "".join(f"CREATE DATABASE {name} TEMPLATE template0;\n" for name in names)
+        subprocess.run(self.admin, input=made, text=True, check=True)
+
+    @contextmanager
+    def fresh(self, pooler, tenants, backends):
+        """The pooler started anew, as a target; ended and forgotten afterwards."""
+        own = tempfile.mkdtemp(prefix=f"{pooler.name}-", dir=self.folder)
+        os.chmod(own, 0o711)
+        running = []
+        try:
+            yield pooler.start(self, own, tenants, backends, running)
+        finally:
+            for server, ending in reversed(running):
+                server.end(ending)
+            shutil.rmtree(own, ignore_errors=True)
+
+    def end(self):
+        for server, ending in reversed(self.running):
+            server.end(ending)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def pgbouncer_program():
-    return shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
+class Target:
+    """Where a load goes: `server` is the pooler's process, or None for PostgreSQL itself."""
+
+    def __init__(self, name, server, port, by_option=False):
+        self.name, self.server, self.port, self.by_option = name, server, port, by_option
+
+    def login(self, tenant=DATABASE):
+        """(database, options) that lead to the tenant: pgtenant's by option, too, other poolers' by database."""
+        return tenant, f"-c tenant={tenant}" if self.by_option else ""
+
+    def environment(self, encrypted, parameters):
+        database, options = self.login()
+        return environment(self.port, database, encrypted, f"{options} {parameters}".strip())
 
 
-def start_pgbouncer(folder, postgres, verifier, backends, tls, running):
-    run_as, port = unprivileged(), free_port()
-    lines = ["[databases]", f"{DATABASE} = host=127.0.0.1 port={postgres.port} dbname={DATABASE}", "[pgbouncer]",
-             "listen_addr = 127.0.0.1", f"listen_port = {port}", "unix_socket_dir =", "auth_type = scram-sha-256",
-             f"auth_file = {folder}/userlist.txt", "pool_mode = transaction", f"default_pool_size = {backends}",
-             "max_client_conn = 1000", "server_tls_sslmode = disable", "log_connections = 0",
-             "log_disconnections = 0", "log_stats = 0"]
-    if pgbouncer_version() >= (1, 21):
-        lines.append("max_prepared_statements = 200")
-    if tls:
-        lines += ["client_tls_sslmode = allow", f"client_tls_cert_file = {folder}/pgbouncer.crt",
-                  f"client_tls_key_file = {folder}/pgbouncer.key"]
-        for source, name in zip(tls, ("pgbouncer.crt", "pgbouncer.key")):
-            shutil.copy(source, os.path.join(folder, name))
-            owned(os.path.join(folder, name), run_as)
-    for name, text in (("pgbouncer.ini", "\n".join(lines) + "\n"), ("userlist.txt", f'"{ROLE}" "{verifier}"\n')):
-        path = os.path.join(folder, name)
-        with open(path, "w") as file:
-            file.write(text)
-        os.chmod(path, 0o600)
-        owned(path, run_as)
-    server = Server("pgbouncer", folder, [pgbouncer_program(), f"{folder}/pgbouncer.ini"], port, **run_as)
-    return started(server, signal.SIGTERM, running)
+class Direct:
+    """PostgreSQL without a pooler: a backend for each client."""
 
+    name = "direct"
 
-def start_pgtenant(program, folder, postgres, verifier, backends, tls, running):
-    port = free_port()
-    encrypted = f'mode = "preferred"\ncertificates = "{os.path.dirname(tls[0])}"' if tls else 'mode = "off"'
-    files = {
-        "proxy.toml": f'''tenants_dir = "tenants.d"
-
-[listen]
-addresses = ["127.0.0.1:{port}"]
-
-[tls]
-{encrypted}
-
-[http]
-address = "off"
-
-[log]
-sessions = false
-
-[instances.one]
-host = "127.0.0.1"
-port = {postgres.port}
-max_backends = {backends}
-''',
-        "tenants.d/bench.toml": f'''instance = "one"
-database = "{DATABASE}"
-
-[roles.{ROLE}]
-verifier = "{verifier}"
-
-[pool]
-max_backends = {backends}
-''',
-    }
-    return throwaway.start_pgtenant(program, folder, port, files, running)
+    def start(self, scene, _folder, _tenants, _backends, _running):
+        return Target(self.name, None, scene.postgres.port)
