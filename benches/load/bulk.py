@@ -2,10 +2,11 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import wire
 from pgbench import percentiles
-from servers import LARGE_ROWS, LARGE_WIDTH
+from servers import LARGE_ROWS, LARGE_WIDTH, Failed
 
 BYTES = LARGE_ROWS * LARGE_WIDTH
 BUFFER_BYTES = 256 * 1024
@@ -28,7 +29,7 @@ def deliver(text):
     def once(session, buffer):
         session.socket.sendall(request)
         if session.receive()[0] != b"G":
-            raise SystemExit("bench-load: no CopyInResponse")
+            raise Failed("no CopyInResponse")
         session.socket.sendall(ROWS)
         session.swallow(buffer)
         return True
@@ -37,24 +38,29 @@ def deliver(text):
 
 def repeated(once):
     """A load: `once` over and over by each of the scenario's clients, in threads of their own."""
-    def run(target, seconds, scenario, _scene):
+    @contextmanager
+    def load(target, scenario, _scene):
         sessions = [wire.Session(target, encrypted=scenario.encrypted) for _ in range(scenario.clients)]
-        begun = time.monotonic()
-        times, failed = [], []
-
-        def work(session):
-            buffer = bytearray(BUFFER_BYTES)
-            while (start := time.monotonic()) < begun + seconds:
-                (times if once(session, buffer) else failed).append((time.monotonic() - start) * 1000)
-
-        with ThreadPoolExecutor(len(sessions)) as threads:
-            list(threads.map(work, sessions))  # raises what one of them raised
-        took = time.monotonic() - begun
+        yield lambda seconds: together(once, sessions, seconds)
         for session in sessions:
             session.close()
-        return {"tps": len(times) / took, "mean_ms": sum(times) / max(len(times), 1), "failed": len(failed),
-                "transactions": len(times), **percentiles(sorted(times))}
-    return run
+    return load
+
+
+def together(once, sessions, seconds):
+    begun = time.monotonic()
+    times, failed = [], []
+
+    def work(session):
+        buffer = bytearray(BUFFER_BYTES)
+        while (start := time.monotonic()) < begun + seconds:
+            (times if once(session, buffer) else failed).append((time.monotonic() - start) * 1000)
+
+    with ThreadPoolExecutor(len(sessions)) as threads:
+        list(threads.map(work, sessions))  # raises what one of them raised
+    took = time.monotonic() - begun
+    return {"tps": len(times) / took, "mean_ms": sum(times) / max(len(times), 1), "failed": len(failed),
+            "transactions": len(times), **percentiles(sorted(times))}
 
 
 results = repeated(fetch("SELECT body FROM large"))

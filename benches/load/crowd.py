@@ -19,7 +19,7 @@ def ask(sessions, buffer):
         session.swallow(buffer)
 
 
-def run(target, _seconds, scenario, _scene):
+def run(target, scenario):
     """Kilobytes of resident memory a client: kb_idle once logged in, kb_used after one query."""
     pid, buffer = target.server.process.pid, bytearray(65536)
     first = some(target, FIRST_CLIENTS, scenario.encrypted)  # backends and what is made once are not the clients'

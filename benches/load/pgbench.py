@@ -5,6 +5,9 @@ import os
 import re
 import subprocess
 import tempfile
+from contextlib import contextmanager
+
+from servers import Failed
 
 # Every transaction's time in the log would cost pgbench more than the proxy costs: one in ten is written.
 SAMPLED = 0.1
@@ -33,11 +36,17 @@ def percentiles(ordered):
 def number(pattern, text, name):
     found = re.search(pattern, text)
     if not found:
-        raise SystemExit(f"bench-load: pgbench reports no {name}:\n{text}")
+        raise Failed(f"pgbench reports no {name}:\n{text}")
     return float(found.group(1))
 
 
+@contextmanager
+def load(target, scenario, scene):
+    yield lambda seconds: run(target, seconds, scenario, scene)
+
+
 def run(target, seconds, scenario, scene):
+    """The clients' logins are in it: pgbench keeps no connection from one run to the next."""
     # With a connection for each transaction the log has the time after the login only: no percentiles then.
     logged = "-C" not in scenario.arguments
     with tempfile.TemporaryDirectory(prefix="logs-", dir=scene.folder) as folder:
@@ -47,7 +56,8 @@ def run(target, seconds, scenario, scene):
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + GRACE_SECONDS, cwd=HERE,
                               env=target.environment(scenario.encrypted, scenario.parameters))
         if done.returncode != 0:
-            raise SystemExit(f"bench-load: pgbench failed ({scenario.name}, {target.name}):\n{done.stderr[-2000:]}")
+            why = [line for line in done.stderr.splitlines() if "error:" in line] or [done.stderr[-300:]]
+            raise Failed(f"{why[0]} (exit {done.returncode})")
         times = sampled_latencies(folder)
     said = done.stdout
     if not times and "actually processed: 0\n" in said:  # a short run that the connecting took up

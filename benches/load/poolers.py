@@ -7,8 +7,9 @@ import shutil
 import signal
 import string
 import subprocess
+from dataclasses import replace
 
-from servers import DATABASE, PASSWORD, ROLE, Target, throwaway
+from servers import DATABASE, PASSWORD, ROLE, Pooler, Target, throwaway
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 PROXY = '''tenants_dir = "tenants.d"
@@ -46,13 +47,14 @@ max_backends = {backends}
 '''
 
 
-class Pgtenant:
+class Pgtenant(Pooler):
     """A build of ours; each tenant is a file."""
 
     def __init__(self, name, program):
-        self.name, self.program = name, os.path.realpath(program)
+        super().__init__(name)
+        self.program = os.path.realpath(program)
 
-    def version(self):
+    def about(self):
         said = subprocess.run([self.program, "--version"], capture_output=True, text=True).stdout.strip()
         return f"{self.name}: {said}"
 
@@ -67,7 +69,7 @@ class Pgtenant:
         return Target(self.name, server, port, by_option=True)
 
 
-class Template:
+class Template(Pooler):
     """Any pooler: `command` with `{config}` for the folder of its filled templates (appended where it is not named).
 
     `config` is a file or a folder of them. In each, `${name}` is replaced: port, postgres_port, role, password,
@@ -75,9 +77,10 @@ class Template:
     """
 
     def __init__(self, name, command, config):
-        self.name, self.command, self.config, self.more = name, shlex.split(command), config, {}
+        super().__init__(name)
+        self.command, self.config, self.more = shlex.split(command), config, {}
 
-    def version(self):
+    def about(self):
         for option in ("--version", "-V"):
             done = subprocess.run([self.command[0], option], capture_output=True, text=True)
             if done.returncode == 0 and done.stdout.strip():
@@ -124,9 +127,20 @@ class PgBouncer(Template):
     def __init__(self, program):
         super().__init__("pgbouncer", f"{shlex.quote(program)} {{config}}/pgbouncer.ini",
                          os.path.join(HERE, "pgbouncer"))
-        major, minor = re.search(r"PgBouncer (\d+)\.(\d+)", self.version()).groups()
+        major, minor = re.search(r"PgBouncer (\d+)\.(\d+)", super().about()).groups()
         self.keeps_statements = (int(major), int(minor)) >= (1, 21)
         self.more = {"prepared": "max_prepared_statements = 200" if self.keeps_statements else ""}
+
+
+    def adapted(self, scenario):
+        """Before 1.21 it mixes up prepared statements: the same work unprepared is what it can do instead."""
+        if self.keeps_statements:
+            return scenario
+        return replace(scenario, arguments=tuple(word.replace("prepared", "extended") for word in scenario.arguments))
+
+    def about(self):
+        why = "" if self.keeps_statements else " (keeps no prepared statements: -M extended instead)"
+        return super().about() + why
 
 
 def pgbouncer_program():

@@ -1,21 +1,14 @@
-"""Medians, spreads and ratios of all rounds: as tables for people, as JSON, and as a plot."""
+"""Medians, spreads and ratios of all rounds, as JSON, as tables for people, and as a plot."""
 
 import json
 import os
 import platform
-import sys
 from statistics import median
 
-import scenarios
+import plot
+import tables
 
-# Figure, column, factor, digits.
-COLUMNS = (
-    ("tps", "tps", 1, 0), ("p50_ms", "p50 ms", 1, 2), ("p99_ms", "p99 ms", 1, 2), ("p999_ms", "p99.9 ms", 1, 2),
-    ("mean_ms", "mean ms", 1, 2), ("cpu_us", "CPU µs", 1, 1), ("postgres_us", "PostgreSQL CPU µs", 1, 1),
-    ("syscalls", "system calls", 1, 1), ("switches", "switches", 1, 2), ("instructions", "instructions", 1, 0),
-    ("peak_kb", "peak MB", 1 / 1024, 1),
-)
-RATIOS = (("cpu_us", "CPU"), ("tps", "throughput"), ("p99_ms", "p99"))
+RATIOS = ("cpu_us", "tps", "p99_ms")
 
 
 def progress(figures):
@@ -25,15 +18,14 @@ def progress(figures):
     return f"{figures['tps']:10,.1f} tps{cpu}"
 
 
-def values(rounds, figure):
-    return [one[figure] for one in rounds or [] if one.get(figure) is not None]
-
-
 def summary(rounds):
     """Median, least and greatest of each figure over the rounds of one target."""
-    figures = dict.fromkeys(figure for one in rounds or [] for figure in one)
-    found = {figure: values(rounds, figure) for figure in figures}
-    return {figure: {"median": median(all), "min": min(all), "max": max(all)} for figure, all in found.items() if all}
+    found = {}
+    for one in rounds or []:
+        for figure, value in one.items():
+            if value is not None:
+                found.setdefault(figure, []).append(value)
+    return {figure: {"median": median(all), "min": min(all), "max": max(all)} for figure, all in found.items()}
 
 
 def ratio(ours, theirs, figure):
@@ -51,7 +43,7 @@ def summarize(found):
             row = {"scenario": scenario, "target": target, "figures": summary(rounds), "ratios": {}}
             for base in ("pgbouncer", "direct", "before"):
                 if base in targets and base != target:
-                    row["ratios"][base] = {figure: ratio(rounds, targets[base], figure) for figure, _ in RATIOS}
+                    row["ratios"][base] = {figure: ratio(rounds, targets[base], figure) for figure in RATIOS}
             rows.append(row)
     return rows
 
@@ -60,71 +52,28 @@ def failed(found):
     return sum(one["failed"] for targets in found.values() for rounds in targets.values() for one in rounds or [])
 
 
-def shown(value, digits):
-    return "-" if value is None else f"{value:,.{digits}f}"
+def describe(chosen):
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}"
+    versions = "; ".join(pooler.about() for pooler in chosen.poolers)
+    return (f"{chosen.clients} clients on {chosen.backends} backends (direct: a backend for each client) where the "
+            f"scenario has no numbers of its own; {chosen.rounds} rounds of at most {chosen.seconds} s in rotating "
+            f"order, each with a pooler started anew; pgbench with one thread, scale {chosen.scale}; {machine}; "
+            f"{versions}. Medians, in brackets the least and the greatest; ratios are the medians of the rounds' ratios.")
 
 
-def table(lines, names):
-    """Markdown with even columns, the first `names` of them to the left."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-
-    def written(line):
-        cells = [cell.ljust(width) if column < names else cell.rjust(width)
-                 for column, (cell, width) in enumerate(zip(line, widths))]
-        return "| " + " | ".join(cells) + " |"
-
-    rule = "|" + "|".join("-" * (width + 1) + ("-" if column < names else ":") for column, width in enumerate(widths)) + "|"
-    return "\n".join([written(lines[0]), rule, *(written(line) for line in lines[1:])])
-
-
-def absolute(rows):
-    lines = [("scenario", "target", *(column for _, column, _, _ in COLUMNS))]
-    for row in rows:
-        figures = row["figures"]
-        if "tps" not in figures:
-            continue
-        cells = []
-        for figure, _, factor, digits in COLUMNS:
-            found = figures.get(figure)
-            text = shown(found and found["median"] * factor, digits)
-            if found and figure in ("tps", "cpu_us"):
-                text += f" ({shown(found['min'] * factor, digits)}–{shown(found['max'] * factor, digits)})"
-            cells.append(text)
-        lines.append((row["scenario"], row["target"], *cells))
-    return table(lines, 2) if len(lines) > 1 else ""
-
-
-def judged(value, budget, less):
-    """A ratio with its budget, and whether that is met."""
-    if value is None or budget is None:
-        return shown(value, 2)
-    met = value <= budget if less else value >= budget
-    return f"{value:.2f} ({'≤' if less else '≥'} {budget:.2f} {'met' if met else 'MISSED'})"
-
-
-def ratios(rows):
-    lines = [("scenario", "target", "CPU ÷ PgBouncer", "tps ÷ PgBouncer", "p99 ÷ PgBouncer", "tps ÷ direct",
-              "CPU ÷ before", "tps ÷ before")]
-    for row in rows:
-        if "tps" not in row["figures"] or not row["ratios"]:
-            continue
-        to = {base: row["ratios"].get(base, {}) for base in ("pgbouncer", "direct", "before")}
-        # Budgets are ours alone.
-        budget = scenarios.BY_NAME[row["scenario"]].budget if row["target"] == "pgtenant" else scenarios.Budget()
-        lines.append((row["scenario"], row["target"], judged(to["pgbouncer"].get("cpu_us"), budget.cpu, True),
-                      judged(to["pgbouncer"].get("tps"), budget.tps, False),
-                      judged(to["pgbouncer"].get("p99_ms"), budget.p99, True), shown(to["direct"].get("tps"), 2),
-                      shown(to["before"].get("cpu_us"), 2), shown(to["before"].get("tps"), 2)))
-    return table(lines, 2) if len(lines) > 1 else ""
-
-
-def publish(chosen, found, versions):
-    rows = summarize(found)
-    text = "\n\n".join(part for part in (absolute(rows), ratios(rows)) if part) + "\n"
-    os.makedirs(chosen.out, exist_ok=True)
-    kept = json.dumps({"rounds": found, "rows": rows}, indent=1)
-    with open(os.path.join(chosen.out, "load.json"), "w") as file:
-        file.write(kept + "\n")
-    with open(os.path.join(chosen.out, "load.md"), "w") as file:
-        file.write(text)
-    print(text)
+def publish(chosen, found, failures):
+    """Writes the files with what there is so far; returns the JSON and the tables as text."""
+    rows, about = summarize(found), describe(chosen)
+    kept = json.dumps({"about": about, "rows": rows, "rounds": found, "failures": failures}, indent=1) + "\n"
+    text = "\n\n".join([about, *tables.all_of(rows), *(f"Left out: {failure}" for failure in failures)]) + "\n"
+    subtitle = (f"{chosen.clients} clients, {chosen.backends} backends, {os.cpu_count()} cores; medians of "
+                f"{chosen.rounds} interleaved rounds")
+    files = {"load.json": kept, "load.md": text, "load.svg": plot.drawn(rows, subtitle)}
+    if chosen.json not in (None, "-"):
+        files[os.path.abspath(chosen.json)] = kept
+    for folder, names in ((chosen.out, files), (chosen.docs, ("load.md", "load.svg"))):
+        for name in names if folder else ():
+            os.makedirs(folder, exist_ok=True)
+            with open(os.path.join(folder, name), "w") as file:
+                file.write(files[name])
+    return kept, text

@@ -13,12 +13,12 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import busy
 import measure
 import poolers
 import report
 import scenarios
 import servers
-import tenants
 
 # A row's rounds are shortened so that they fit: all rows together then stay below 40 minutes.
 ROW_SECONDS = 110
@@ -62,15 +62,17 @@ def options():
     parser.add_argument("--targets", help="only these, of direct,pgbouncer,before,pgtenant and the others' names")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="all figures; to standard output, "
                         "instead of the tables, without FILE")
+    parser.add_argument("--docs", metavar="FOLDER", help="write load.md and load.svg there, too")
     parser.add_argument("--out", default="target/bench-load", help="folder for load.json, load.md and load.svg")
     chosen = parser.parse_args()
+    chosen.programs = servers.throwaway.postgres_programs()
     chosen.poolers = wanted(chosen, parser)
     return chosen
 
 
 def wanted(chosen, parser):
     """The poolers to measure, in the order of the tables."""
-    known = [servers.Direct()]
+    known = [servers.Direct(chosen.programs)]
     if chosen.pgbouncer and os.access(chosen.pgbouncer, os.X_OK):
         known.append(poolers.PgBouncer(os.path.realpath(chosen.pgbouncer)))
     known += chosen.other
@@ -79,7 +81,7 @@ def wanted(chosen, parser):
             known.append(poolers.Pgtenant(name, program))
     names = chosen.targets.split(",") if chosen.targets else [pooler.name for pooler in known]
     if chosen.targets is None and "pgbouncer" not in names:
-        parser.error("PgBouncer is not there (Debian: pgbouncer): say where with --pgbouncer, or leave it out by --targets")
+        parser.error("PgBouncer is not there (Debian: pgbouncer): name it with --pgbouncer, or leave it out by --targets")
     if unknown := set(names) - {pooler.name for pooler in known}:
         parser.error(f"--targets: there is no {unknown.pop()!r}")
     picked = [pooler for pooler in known if pooler.name in names]
@@ -96,26 +98,28 @@ def seconds_for(chosen, scenario, count):
     return max(min(chosen.seconds, room), LEAST_SECONDS)
 
 
-def row(chosen, scenario, scene):
-    """All rounds of a scenario: a list for each target, None where it cannot take it."""
+def row(chosen, scenario, scene, failures):
+    """All rounds of a scenario: a list for each target, None where it cannot take it or failed."""
     able = [pooler for pooler in chosen.poolers if pooler.name not in scenario.without]
     found = {pooler.name: [] if pooler in able else None for pooler in chosen.poolers}
     seconds = int(seconds_for(chosen, scenario, len(able)))
     if scenario.tenants > 1:
-        scene.create_databases(tenants.active(scenario.tenants))
+        scene.create_databases(busy.active(scenario.tenants))
     scenario = replace(scenario, clients=scenario.clients or chosen.clients)
     for number in range(scenario.rounds or chosen.rounds):
         shift = number % max(len(able), 1)
         for pooler in able[shift:] + able[:shift]:
-            figures = measure.round_of(pooler, scenario, scene, seconds, number == 0)
+            told = f"{scenario.name:20} round {number + 1} {pooler.name:12}"
+            try:
+                figures = measure.round_of(pooler, pooler.adapted(scenario), scene, seconds, number == 0)
+            except (servers.Failed, OSError, subprocess.SubprocessError) as error:
+                failures.append(f"{scenario.name}, {pooler.name}: {error}")
+                print(f"{told} FAILED: {error}", file=sys.stderr)
+                able, found[pooler.name] = [other for other in able if other != pooler], None
+                continue
             found[pooler.name].append(figures)
-            print(f"{scenario.name:20} round {number + 1} {pooler.name:12} {report.progress(figures)}", file=sys.stderr)
+            print(f"{told} {report.progress(figures)}", file=sys.stderr)
     return found
-
-
-def versions(chosen, scene):
-    said = subprocess.run([f"{scene.programs}/postgres", "--version"], capture_output=True, text=True).stdout
-    return [said.strip(), *(pooler.version() for pooler in chosen.poolers if pooler.name != "direct")]
 
 
 def main():
@@ -125,16 +129,20 @@ def main():
         signal.signal(ending, lambda *_: sys.exit("bench-load: ended by a signal"))
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    scene = servers.Scene(chosen.backends)
+    scene = servers.Scene(chosen.programs, chosen.backends)
+    found, failures = {}, []
     try:
         scene.start(chosen.scale)
-        found = {scenario.name: row(chosen, scenario, scene) for scenario in chosen.scenarios}
-        report.publish(chosen, found, versions(chosen, scene))
+        for scenario in chosen.scenarios:
+            found[scenario.name] = row(chosen, scenario, scene, failures)
+            kept, text = report.publish(chosen, found, failures)
+        print(kept if chosen.json == "-" else text)
+        print(f"written to {chosen.out}: load.json, load.md, load.svg", file=sys.stderr)
     except KeyboardInterrupt:
         sys.exit("bench-load: interrupted")
     finally:
         scene.end()
-    if report.failed(found):
+    if failures or report.failed(found):
         sys.exit("bench-load: transactions failed")
 
 

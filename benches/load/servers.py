@@ -27,6 +27,10 @@ SETTINGS = {"shared_buffers": "256MB", "autovacuum": "off", "max_connections": "
             "max_wal_size": "8GB", "log_min_messages": "fatal", "log_checkpoints": "off"}
 
 
+class Failed(Exception):
+    """A target did not do its part of a scenario; the others go on."""
+
+
 def environment(port, database=DATABASE, encrypted=False, options=""):
     """libpq's variables for one target; nothing of the caller's own remains."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
@@ -63,8 +67,8 @@ def scram_verifier():
 class Scene:
     """PostgreSQL with filled tables, and what the poolers' configurations refer to; `end` removes it all."""
 
-    def __init__(self, backends):
-        self.programs = throwaway.postgres_programs()
+    def __init__(self, programs, backends):
+        self.programs = programs
         self.folder = tempfile.mkdtemp(prefix="pgtenant-load-")
         os.chmod(self.folder, 0o711)
         self.backends, self.running = backends, []
@@ -121,10 +125,30 @@ class Target:
         return environment(self.port, database, encrypted, f"{options} {parameters}".strip())
 
 
-class Direct:
+class Pooler:
+    """What can be started in front of PostgreSQL; `start` returns a Target."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def adapted(self, scenario):
+        """The scenario as this pooler can take it."""
+        return scenario
+
+    def about(self):
+        """Version and whatever a reader of the figures has to know."""
+        return self.name
+
+
+class Direct(Pooler):
     """PostgreSQL without a pooler: a backend for each client."""
 
-    name = "direct"
+    def __init__(self, programs):
+        super().__init__("direct")
+        self.programs = programs
+
+    def about(self):
+        return subprocess.run([f"{self.programs}/postgres", "--version"], capture_output=True, text=True).stdout.strip()
 
     def start(self, scene, _folder, _tenants, _backends, _running):
         return Target(self.name, None, scene.postgres.port)

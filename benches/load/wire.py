@@ -9,7 +9,7 @@ import socket
 import ssl
 import struct
 
-from servers import DATABASE, PASSWORD, ROLE
+from servers import DATABASE, PASSWORD, ROLE, Failed
 
 TIMEOUT_SECONDS = 60
 READY = b"Z\x00\x00\x00\x05I"
@@ -52,7 +52,7 @@ class Session:
         if encrypted:
             self.socket.sendall(SSL_REQUEST)
             if self.socket.recv(1) != b"S":
-                raise SystemExit(f"bench-load: {target.name} does not offer TLS")
+                raise Failed(f"{target.name} does not offer TLS")
             self.socket = tls_context().wrap_socket(self.socket)
         database, options = target.login(tenant)
         self.log_in(target.name, database, options)
@@ -65,7 +65,7 @@ class Session:
         while True:
             kind, body = self.receive()
             if kind == b"E":
-                raise SystemExit(f"bench-load: {name} refuses a login: {body.decode(errors='replace')}")
+                raise Failed(f"{name} refuses a login: {body.decode(errors='replace')}")
             if kind == b"Z":
                 return
             step = struct.unpack("!i", body[:4])[0] if kind == b"R" else None
@@ -89,7 +89,7 @@ class Session:
         while len(self.kept) < 5 or len(self.kept) < 1 + struct.unpack("!i", self.kept[1:5])[0]:
             more = self.socket.recv(65536)
             if not more:
-                raise SystemExit("bench-load: a connection was closed")
+                raise Failed("a connection was closed")
             self.kept += more
         end = 1 + struct.unpack("!i", self.kept[1:5])[0]
         kind, body, self.kept = self.kept[:1], self.kept[5:end], self.kept[end:]
@@ -101,7 +101,7 @@ class Session:
         while end != READY:
             size = self.socket.recv_into(buffer)
             if not size:
-                raise SystemExit("bench-load: a connection was closed")
+                raise Failed("a connection was closed")
             total += size
             end = (end + bytes(buffer[max(size - 6, 0):size]))[-6:]
         return total

@@ -1,14 +1,14 @@
-"""Many tenants of which some are active: one connection each, all busy, from one epoll loop."""
+"""Many busy connections from one epoll loop: more clients than pgbench connects in time, and clients of many tenants."""
 
 import select
 import time
+from contextlib import contextmanager
 
 import wire
 from pgbench import percentiles
-from servers import DATABASE
+from servers import DATABASE, Failed
 
 ACTIVE = 100
-REQUEST = wire.query("SELECT 1234567 AS abalance")
 
 
 def names(count):
@@ -21,39 +21,42 @@ def active(count):
     return names(count)[::max(count // ACTIVE, 1)][:ACTIVE]
 
 
-def run(target, seconds, scenario, _scene):
+@contextmanager
+def load(target, scenario, _scene):
     """Each client queries again as soon as it has its answer; clients go round the active tenants."""
-    busy = active(scenario.tenants)
-    sessions = [wire.Session(target, busy[number % len(busy)]) for number in range(scenario.clients)]
-    times = turn(sessions, seconds)
+    tenants, request = active(scenario.tenants), wire.query(scenario.arguments[0])
+    sessions = [wire.Session(target, tenants[number % len(tenants)]) for number in range(scenario.clients)]
+    yield lambda seconds: turn(sessions, request, seconds)
     for session in sessions:
         session.close()
-    return {"tps": len(times) / seconds, "mean_ms": sum(times) / max(len(times), 1), "failed": 0,
-            "transactions": len(times), **percentiles(sorted(times))}
 
 
-def turn(sessions, seconds):
-    """Milliseconds of each transaction."""
+def turn(sessions, request, seconds):
     poll, by_number, sent, times = select.epoll(), {}, {}, []
     begun = time.monotonic()
     for session in sessions:
         number = session.socket.fileno()
         by_number[number] = session.socket
         poll.register(number, select.EPOLLIN)
-        session.socket.sendall(REQUEST)
+        session.socket.sendall(request)
         sent[number] = begun
     end = begun + seconds
     while sent:
-        for number, _ in poll.poll(wire.TIMEOUT_SECONDS):
+        events = poll.poll(wire.TIMEOUT_SECONDS)
+        if not events:
+            raise Failed(f"no answer within {wire.TIMEOUT_SECONDS} s")
+        for number, _ in events:
             answer = by_number[number].recv(65536)
             if not answer:
-                raise SystemExit("bench-load: a connection was closed")
+                raise Failed("a connection was closed")
             if not answer.endswith(wire.READY):
                 continue
             now = time.monotonic()
             times.append((now - sent.pop(number)) * 1000)
             if now < end:
-                by_number[number].sendall(REQUEST)
+                by_number[number].sendall(request)
                 sent[number] = now
     poll.close()
-    return times
+    took = time.monotonic() - begun
+    return {"tps": len(times) / took, "mean_ms": sum(times) / max(len(times), 1), "failed": 0,
+            "transactions": len(times), **percentiles(sorted(times))}
