@@ -12,7 +12,6 @@ import subprocess
 import time
 
 START_SECONDS = 30
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def free_port():
@@ -82,12 +81,6 @@ class Server:
                 time.sleep(0.005)
         with open(self.log, errors="replace") as log:
             raise SystemExit(f"{self.name} did not start:\n{log.read()[-4000:]}")
-
-    def cpu_seconds(self):
-        """User and system time of the process so far, all threads together (proc(5): utime and stime)."""
-        with open(f"/proc/{self.process.pid}/stat") as stat:
-            fields = stat.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
     def resident_kb(self):
         """The largest resident set so far, VmHWM."""

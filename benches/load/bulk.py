@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import wire
 from pgbench import percentiles
-from servers import LARGE_ROWS, LARGE_WIDTH, Failed
+from servers import LARGE_ROWS, LARGE_WIDTH, Failed, Load
 
 BYTES = LARGE_ROWS * LARGE_WIDTH
 BUFFER_BYTES = 256 * 1024
@@ -41,7 +41,7 @@ def repeated(once):
     @contextmanager
     def load(target, scenario, _scene):
         sessions = [wire.Session(target, encrypted=scenario.encrypted) for _ in range(scenario.clients)]
-        yield lambda seconds: together(once, sessions, seconds)
+        yield Load(lambda seconds: together(once, sessions, seconds))
         for session in sessions:
             session.close()
     return load

@@ -1,4 +1,4 @@
-"""Many busy connections from one epoll loop: more clients than pgbench connects in time, and clients of many tenants."""
+"""Many busy connections from one epoll loop: more than pgbench connects in time, and those of many tenants."""
 
 import select
 import time
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import wire
 from pgbench import percentiles
-from servers import DATABASE, Failed
+from servers import DATABASE, Failed, Load
 
 ACTIVE = 100
 
@@ -26,7 +26,7 @@ def load(target, scenario, _scene):
     """Each client queries again as soon as it has its answer; clients go round the active tenants."""
     tenants, request = active(scenario.tenants), wire.query(scenario.arguments[0])
     sessions = [wire.Session(target, tenants[number % len(tenants)]) for number in range(scenario.clients)]
-    yield lambda seconds: turn(sessions, request, seconds)
+    yield Load(lambda seconds: turn(sessions, request, seconds))
     for session in sessions:
         session.close()
 

@@ -10,34 +10,47 @@ WARM_SECONDS = 1
 COUNTED_SECONDS = 2
 
 
-def each(amount, figures):
-    return amount / max(figures["transactions"], 1)
-
-
-def timed(go, target, scene, seconds):
-    """Has the clients work and adds what that cost to their figures, by transaction."""
-    load_average = os.getloadavg()[0]
+def cost_of(work, target, scene):
+    """What `work` returns, and what it cost."""
     cost = counters.Cost(target, scene.postgres)
-    figures = go(seconds)
-    spent = cost.since()
-    figures["postgres_us"] = each(spent["postgres"] * 1e6, figures)
-    figures["client_us"] = each(spent["client"] * 1e6, figures)
+    figures = work()
+    return figures, cost.since()
+
+
+def counts_of(work, target):
+    with counters.Perf(target.server.process.pid) as perf:
+        figures = work()
+    return figures, perf.counts
+
+
+def each(figures, spent, came, spent_coming):
+    """By transaction, without the logins before them: `came` is a run of as many clients with a transaction of each."""
+    transactions = figures["transactions"] - (came["transactions"] if came else 0)
+    return {name: (amount - spent_coming.get(name, 0)) / max(transactions, 1) for name, amount in spent.items()}
+
+
+def timed(load, target, scene, seconds):
+    """Has the clients work and adds what that cost to their figures."""
+    load_average = os.getloadavg()[0]
+    coming = cost_of(load.come, target, scene) if load.come else (None, {})
+    figures, spent = cost_of(lambda: load.go(seconds), target, scene)
+    one = each(figures, spent, *coming)
+    figures["postgres_us"], figures["client_us"] = one["postgres"] * 1e6, one["client"] * 1e6
     # What is neither the pooler's, PostgreSQL's nor the clients' is whatever else ran on this machine meanwhile.
     others = spent["machine"] - spent["proxy"] - spent["postgres"] - spent["client"]
     figures["others_cores"] = max(others, 0) / seconds
-    figures["load_average"] = load_average
     figures["steal_cores"] = spent["steal"] / seconds
+    figures["load_average"] = load_average
     if target.server:
-        figures["cpu_us"] = each(spent["proxy"] * 1e6, figures)
-        figures["switches"] = each(spent["switches"], figures)
+        figures["cpu_us"], figures["switches"] = one["proxy"] * 1e6, one["switches"]
     return figures
 
 
-def counted(go, target):
+def counted(load, target):
     """System calls and instructions by transaction; in a run of its own, because counting slows the machine down."""
-    with counters.Perf(target.server.process.pid) as perf:
-        figures = go(COUNTED_SECONDS)
-    return {name: each(count, figures) for name, count in perf.counts.items()}
+    coming = counts_of(load.come, target) if load.come else (None, {})
+    figures, counts = counts_of(lambda: load.go(COUNTED_SECONDS), target)
+    return each(figures, counts, *coming)
 
 
 def figures_of(pooler, scenario, scene, seconds, first):
@@ -48,11 +61,11 @@ def figures_of(pooler, scenario, scene, seconds, first):
             figures = {"start_ms": target.server.start_seconds * 1000,
                        "start_kb": counters.resident_kb(target.server.process.pid)}
         if scenario.timed:
-            with scenario.load(target, scenario, scene) as go:
-                go(WARM_SECONDS)
-                figures.update(timed(go, target, scene, seconds))
+            with scenario.load(target, scenario, scene) as load:
+                load.go(WARM_SECONDS)
+                figures.update(timed(load, target, scene, seconds))
                 if first and target.server:
-                    figures.update(counted(go, target))
+                    figures.update(counted(load, target))
         else:
             figures.update(scenario.load(target, scenario))
         if target.server:

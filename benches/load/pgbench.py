@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from contextlib import contextmanager
 
-from servers import Failed
+from servers import Failed, Load
 
 # Every transaction's time in the log would cost pgbench more than the proxy costs: one in ten is written.
 SAMPLED = 0.1
@@ -42,17 +42,23 @@ def number(pattern, text, name):
 
 @contextmanager
 def load(target, scenario, scene):
-    yield lambda seconds: run(target, seconds, scenario, scene)
+    """pgbench keeps no connection from one run to the next; with -C the logins are the work."""
+    def go(seconds):
+        return run(target, ["-T", str(seconds)], seconds, scenario, scene)
+
+    def come():
+        return run(target, ["-t", "1"], 0, scenario, scene)
+
+    yield Load(go, None if "-C" in scenario.arguments else come)
 
 
-def run(target, seconds, scenario, scene):
-    """The clients' logins are in it: pgbench keeps no connection from one run to the next."""
+def run(target, length, seconds, scenario, scene):
     # With a connection for each transaction the log has the time after the login only: no percentiles then.
     logged = "-C" not in scenario.arguments
     with tempfile.TemporaryDirectory(prefix="logs-", dir=scene.folder) as folder:
         more = ["--log", f"--log-prefix={folder}/transactions", f"--sampling-rate={SAMPLED}"] if logged else []
-        command = [f"{scene.programs}/pgbench", "-n", "-c", str(scenario.clients), "-T", str(seconds),
-                   *scenario.arguments, *more]
+        command = [f"{scene.programs}/pgbench", "-n", "-c", str(scenario.clients), *length, *scenario.arguments,
+                   *more]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + GRACE_SECONDS, cwd=HERE,
                               env=target.environment(scenario.encrypted, scenario.parameters))
         if done.returncode != 0:

@@ -58,7 +58,7 @@ def describe(chosen):
     return (f"{chosen.clients} clients on {chosen.backends} backends (direct: a backend for each client) where the "
             f"scenario has no numbers of its own; {chosen.rounds} rounds of at most {chosen.seconds} s in rotating "
             f"order, each with a pooler started anew; pgbench with one thread, scale {chosen.scale}; {machine}; "
-            f"{versions}. Medians, in brackets the least and the greatest; ratios are the medians of the rounds' ratios.")
+            f"{versions}. Medians, in brackets the least and the greatest; ratios are medians of the rounds' ratios.")
 
 
 def publish(chosen, found, failures):

@@ -81,7 +81,7 @@ def wanted(chosen, parser):
             known.append(poolers.Pgtenant(name, program))
     names = chosen.targets.split(",") if chosen.targets else [pooler.name for pooler in known]
     if chosen.targets is None and "pgbouncer" not in names:
-        parser.error("PgBouncer is not there (Debian: pgbouncer): name it with --pgbouncer, or leave it out by --targets")
+        parser.error("PgBouncer is not there (Debian: pgbouncer); name it by --pgbouncer or leave it out by --targets")
     if unknown := set(names) - {pooler.name for pooler in known}:
         parser.error(f"--targets: there is no {unknown.pop()!r}")
     picked = [pooler for pooler in known if pooler.name in names]

@@ -25,9 +25,7 @@ class Budget:
 class Scenario:
     name: str
     title: str  # for people: the plot and the documents
-    # A context manager of (target, scenario, scene): clients in place, it gives a function of seconds that has them work
-    # and returns figures.
-    load: object
+    load: object  # a context manager of (target, scenario, scene) that gives a servers.Load
     arguments: tuple = ()  # of pgbench, or the query
     clients: int | None = None  # None: as many as --clients
     backends: int | None = None  # of each pooler; None: as many as --backends

@@ -125,6 +125,16 @@ class Target:
         return environment(self.port, database, encrypted, f"{options} {parameters}".strip())
 
 
+class Load:
+    """Clients that are ready: `go` has them work for some seconds and returns figures.
+
+    Where they log in at each `go`, `come` has them log in for a transaction each, so that the rest can be told apart.
+    """
+
+    def __init__(self, go, come=None):
+        self.go, self.come = go, come
+
+
 class Pooler:
     """What can be started in front of PostgreSQL; `start` returns a Target."""
 
