@@ -2,13 +2,14 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test postgres18 drivers suites bench-load bench fmt clean
+.PHONY: help demo test postgres18 drivers suites bench-load bench instructions fmt clean
 
 help:
 	@echo 'make demo         three tenants on three throwaway PostgreSQL instances; ARGS=--once ends after the proof'
 	@echo 'make test         formatting, lints, unit, integration and driver tests, documentation'
 	@echo 'make suites       test suites of PostgreSQL and others through pgtenant; ARGS="regress --mode session" is some'
 	@echo 'make bench        microbenchmarks (criterion)'
+	@echo 'make instructions whether the relay takes more instructions for a recorded conversation than before'
 	@echo 'make bench-load   the cost of a transaction beside PgBouncer and others; ARGS=--help lists the options'
 	@echo 'make fmt          format the code'
 	@echo 'make clean        remove everything that was built'
@@ -50,6 +51,10 @@ bench-load:
 
 bench:
 	cargo bench $(ARGS)
+
+instructions:
+	@scripts/setup.sh instructions
+	python3 -B benches/instructions/check.py $(ARGS)
 
 fmt:
 	cargo fmt

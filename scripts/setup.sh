@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `make demo`, `make test`, `make suites` and `make bench-load` need and is missing:
-# setup.sh demo|test|suites|bench.
+# Installs what `make demo`, `make test`, `make suites`, `make bench-load` and `make instructions` need and is missing:
+# setup.sh demo|test|suites|bench|instructions.
 #
 # Debian packages by name, as root or with passwordless sudo; elsewhere it lists what to install. Quick, and without a
 # word, when everything is there.
@@ -57,6 +57,12 @@ need_for_bench() {
     need pgbouncer PgBouncer env PATH="$PATH:/usr/sbin" which pgbouncer
 }
 
+need_for_instructions() {
+    need build-essential "a C compiler" program cc
+    need python3 "Python 3" program python3
+    need valgrind valgrind program valgrind
+}
+
 explain() { # WHY
     {
         echo "setup: $1"
@@ -93,8 +99,8 @@ install() {
 }
 
 case $purpose in
-    demo | test | suites | bench) ;;
-    *) echo "usage: $0 demo|test|suites|bench" >&2 && exit 2 ;;
+    demo | test | suites | bench | instructions) ;;
+    *) echo "usage: $0 demo|test|suites|bench|instructions" >&2 && exit 2 ;;
 esac
 if ! program cargo >/dev/null; then
     echo "setup: cargo is not installed. pgtenant needs Rust 1.90 or newer: see rustup.rs, or your system's packages." >&2
