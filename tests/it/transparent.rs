@@ -110,6 +110,7 @@ async fn a_reset_goes_back_to_what_the_client_began_with() {
     wire.query("SET my.name = ''").await.unwrap();
     for _ in 0..2 {
         assert_eq!(wire.value("SHOW my.name").await, "");
+        wire.query("SET work_mem = '3MB'").await.unwrap();
         others_turn(&mut other).await;
     }
     wire.query("RESET my.name").await.unwrap();

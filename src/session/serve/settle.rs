@@ -120,7 +120,10 @@ impl Serving<'_> {
             }
         }
         // Empty where the client wants it to be, or for good.
-        let emptied = |name: &str| state.startup.get(name).is_some() && doubt.parameters.iter().any(|it| it == name);
+        let before = backend.in_force.clone();
+        let is_named = |name: &str| doubt.parameters.iter().any(|it| it == name);
+        let emptied =
+            |name: &str| state.startup.get(name).is_some() && (is_named(name) || before.get(name) == Some(""));
         found.forget_empty_customs(|name| !emptied(name));
         backend.in_force = pool.share_settings(&Arc::new(found));
         let mut wanted = (*backend.in_force).clone();
