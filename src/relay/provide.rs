@@ -67,10 +67,12 @@ impl Flow {
         if let Retry::Possible(_) = self.retry {
             self.retry_names.push(name.into());
         }
-        if backend.prepared.touch(id) {
+        let there = backend.prepared.touch(id);
+        // In a failed transaction most are refused, which the backend knows.
+        if there && self.status != TransactionStatus::Failed {
             self.extended(Expected::KnownParse(name.into()));
         } else {
-            if backend.prepared.is_expired(id) {
+            if there || backend.prepared.is_expired(id) {
                 self.inject_close(Some(id), splice);
             }
             self.make_room(backend, id, splice);

@@ -675,3 +675,17 @@ async fn a_batch_behind_one_that_fails_finds_the_names_as_they_are() {
     assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'five'"), sync()]]).await, [""; 0]);
     assert_eq!(values(&wire.exchange(&[again("s")]).await), ["five"]);
 }
+
+#[tokio::test]
+async fn a_failed_transaction_prepares_only_what_ends_it() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let mut wire = stage.client().await;
+    for (name, sql) in [("a", "SELECT 1"), ("b", "ROLLBACK")] {
+        assert_eq!(tags(&wire.exchange(&[parse(name, sql), sync()]).await), "1Z");
+    }
+    wire.query("BEGIN; SELECT 1/0").await.unwrap_err();
+    assert_eq!(sqlstates(&wire.exchange(&[parse("c", "SELECT 1"), sync()]).await), ["25P02"]);
+    let messages = wire.exchange(&[parse("d", "ROLLBACK"), bind("", "d", &[]), execute("", 0), sync()]).await;
+    assert_eq!(tags(&messages), "12CZ");
+    assert_eq!(values(&wire.exchange(&[bind("", "a", &[]), execute("", 0), sync()]).await), ["1"]);
+}
