@@ -148,7 +148,7 @@ impl Flow {
         let Some(name) = name.filter(|name| !name.is_empty() && !passes_anyway) else {
             return false;
         };
-        let unsettled = self.mine.is_unsettled(name, message.tag == frontend::PARSE)
+        let unsettled = self.mine.is_unsettled(name, matches!(message.tag, frontend::PARSE | frontend::CLOSE))
             || self.is_going(name) && self.in_flight.is_earlier_drop();
         unsettled && self.expected.iter().any(Expected::ends_with_ready)
     }

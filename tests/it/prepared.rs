@@ -668,8 +668,12 @@ async fn a_batch_behind_one_that_fails_finds_the_names_as_they_are() {
     assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'three'"), sync()]]).await, ["34000", "42P05"]);
     assert_eq!(two(&mut wire, [&batches, &[again("s")]]).await, ["34000"]);
     assert_eq!(values(&wire.exchange(&[again("s")]).await), ["two"]);
-    let batches = [fails, parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0), sync()];
+    let batches = [fails.clone(), parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0), sync()];
     assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'four'"), sync()]]).await, ["34000", "42P05"]);
+    // Neither prepared nor closed.
+    let (first, second) = ([fails.clone(), parse("t", "SELECT 1"), sync()], [fails, close_statement("t"), sync()]);
+    assert_eq!(two(&mut wire, [&first, &second]).await, ["34000", "34000"]);
+    assert_eq!(sqlstates(&wire.exchange(&[again("t")]).await), ["26000"]);
     // Closed, and prepared anew: in one go.
     let batches = [close_statement("s"), sync()];
     assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'five'"), sync()]]).await, [""; 0]);
