@@ -253,7 +253,8 @@ impl<'a> Hunt<'a> {
             let rows = answers.iter().filter(|message| message.tag == b'D').map(Message::row);
             let pins = rows.filter(|row| row[0].as_deref() == Some("t") && row[2].is_some());
             known.pins = pins.filter_map(|mut row| row.remove(1)).collect();
-            known.suspected = false;
+            // A LISTEN shows when its transaction is over.
+            known.suspected &= known.in_transaction;
         }
         // These may fail: a transaction would be lost.
         if self.rules.reads_sequences && !known.in_transaction {
