@@ -449,8 +449,8 @@ proptest! {
     #[test]
     fn cuts_change_nothing(cuts in proptest::collection::vec(1..40usize, 1..200)) {
         let requests = all(&[
-            (b'P', b"a\0SELECT 1\0\0\0"), (b'B', b"\0a\0\0\0\0\0\0\0"), (b'D', b"P\0"), (b'E', b"\0\0\0\0\0"), SYNC,
-            (b'Q', b"SELECT 2\0"), (b'C', b"Sa\0"), SYNC, (b'P', b"\0SELECT 3\0\0\0"), SYNC,
+            (b'P', b"a\0SELECT 1\0\0\0"), (b'B', b"\0a\0\0\0\0\0\0\0"), (b'D', b"P\0"), (b'E', b"\0\0\0\0\0"),
+            (b'C', b"Sa\0"), SYNC, (b'Q', b"SELECT 2\0"), SYNC, (b'P', b"\0SELECT 3\0\0\0"), SYNC,
         ]);
         let answers = all(&[
             (b'1', b""), (b'2', b""), (b'n', b""), (b'C', b"SELECT 1\0"), READY,
