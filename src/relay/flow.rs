@@ -156,6 +156,18 @@ pub(super) enum Retry {
     Repeating(u32),
 }
 
+/// DISCARD ALL goes back to the login's parameters: the client's own are put back behind it, before it hears that it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Restore {
+    No,
+    /// It was sent, and nothing behind it.
+    Asked,
+    /// It has run.
+    Due,
+    /// Its batch is over.
+    Now,
+}
+
 /// What a client's Parse changed on our side.
 #[derive(Debug)]
 pub(super) enum ParseNote {
@@ -246,6 +258,7 @@ pub struct Flow {
     pub(super) held_back: bool,
     /// What is held back is judged when the next batch is answered.
     pub(super) waits: bool,
+    pub(super) restore: Restore,
     /// Payload bytes of the client's current message still to be forwarded.
     pub(super) request_rest: usize,
     /// The same of the backend's.
@@ -287,6 +300,7 @@ impl Flow {
             copy_in: false,
             held_back: false,
             waits: false,
+            restore: Restore::No,
             request_rest: 0,
             response_rest: 0,
             mine: ClientStatements::default(),
@@ -364,6 +378,11 @@ impl Flow {
         if let Retry::Possible(_) = self.retry {
             self.retry = Retry::No;
         }
+    }
+
+    /// Whether the client's own parameters have to be put back now: [`Flow::requests`] does it.
+    pub fn restores_now(&self) -> bool {
+        self.restore == Restore::Now
     }
 
     /// Whether they have to be sent again now.

@@ -150,6 +150,9 @@ impl<'a> Exchange<'a> {
                 if self.flow.takes_retry() {
                     terminated = self.repeat(cx)?;
                 }
+                if self.flow.restores_now() {
+                    self.forward(cx, &[])?;
+                }
                 self.take_time();
                 if let Some(outcome) = self.outcome(terminated) {
                     return Poll::Ready(Ok(outcome));

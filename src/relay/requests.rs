@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 
-use super::flow::{Batch, ClientFault, Described, Expected, Flow, ParseNote, Retry, TransactionStatus, Wait};
+use super::flow::{Batch, ClientFault, Described, Expected, Flow, ParseNote, Restore, Retry, TransactionStatus, Wait};
 use super::splice::Splice;
 use super::statements::look_into;
 use crate::backend::{BackendState, Settings, UnnamedOwner};
@@ -70,7 +70,12 @@ impl Flow {
         for sql in std::mem::take(&mut self.ahead) {
             self.ours(backend, &sql, Expected::Ahead, splice);
         }
-        if !matches!(self.expected.front(), Some(Expected::Ahead)) {
+        if self.restores_now() {
+            self.restore = Restore::No;
+            if let Some(change) = Settings::default().change_to(&self.state.startup) {
+                self.ours(backend, &change.sql, Expected::Behind, splice);
+            }
+        } else if !matches!(self.expected.front(), Some(Expected::Ahead)) {
             self.tell(backend, replies);
         }
         loop {
@@ -133,6 +138,7 @@ impl Flow {
         matches!(self.retry, Retry::Failed(_))
             || matches!(self.wait, Wait::Check | Wait::Database)
             || (self.waits && !self.copy_in)
+            || self.restore != Restore::No
             || self.expected.len() >= MAX_EXPECTED
     }
 
@@ -198,13 +204,13 @@ impl Flow {
                 if !matches!(self.expected.back(), Some(Expected::KnownQuery(_))) {
                     self.end_batch();
                 }
-                self.restore_behind(backend, splice);
+                self.restore_behind();
                 return Ok(());
             }
             frontend::SYNC => {
                 self.sync();
                 splice.pass(message.at, message.end);
-                self.restore_behind(backend, splice);
+                self.restore_behind();
                 return Ok(());
             }
             frontend::FUNCTION_CALL => {
@@ -267,12 +273,9 @@ impl Flow {
         self.expected.push_back(expected);
     }
 
-    /// DISCARD ALL goes back to the login's parameters: the client's own follow in the same write.
-    fn restore_behind(&mut self, backend: &mut BackendState, splice: &mut Splice<'_>) {
-        if std::mem::take(&mut self.restores)
-            && let Some(change) = Settings::default().change_to(&self.state.startup)
-        {
-            self.ours(backend, &change.sql, Expected::Behind, splice);
+    fn restore_behind(&mut self) {
+        if std::mem::take(&mut self.restores) && self.state.startup.iter().next().is_some() {
+            self.restore = Restore::Asked;
         }
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::flow::{Batch, Described, Expected, Flow, ParseNote, Retry, TransactionStatus, Wait};
+use super::flow::{Batch, Described, Expected, Flow, ParseNote, Restore, Retry, TransactionStatus, Wait};
 use super::replaced::Completed;
 use super::splice::Splice;
 use super::statements::{Told, shape_of};
@@ -80,7 +80,6 @@ impl Flow {
     ) -> Result<(), ReadFault> {
         match tag {
             tag::PARAMETER_STATUS => backend.reported(view),
-            // Behind a request that failed there is nothing to restore.
             tag::ERROR if matches!(self.expected.front(), Some(Expected::Ahead)) => {
                 self.ahead_failed = Some(PgError::decode(view));
             }
@@ -225,7 +224,7 @@ impl Flow {
                 self.command_complete(backend, view);
             }
             // What the client's own parameters will undo at once.
-            (tag::PARAMETER_STATUS, _) if matches!(self.expected.get(1), Some(Expected::Behind)) => {
+            (tag::PARAMETER_STATUS, _) if self.restore != Restore::No && self.is_last_batch() => {
                 backend.reported(view);
                 return Ok(false);
             }
@@ -293,6 +292,9 @@ impl Flow {
                 backend.unnamed = Some(UnnamedOwner::SOMEBODY);
                 if command == b"DISCARD ALL" {
                     self.state.discarded_sequences();
+                    if self.restore == Restore::Asked {
+                        self.restore = Restore::Due;
+                    }
                 }
             }
             b"DISCARD SEQUENCES" => self.state.discarded_sequences(),
@@ -394,6 +396,11 @@ impl Flow {
         }
     }
 
+    /// Whether only one ReadyForQuery is still to come.
+    fn is_last_batch(&self) -> bool {
+        self.expected.iter().filter(|expected| expected.ends_with_ready()).count() == 1
+    }
+
     /// Says whether the client gets it.
     fn ready(&mut self, view: &[u8]) -> Result<bool, ReadFault> {
         self.status = match view.first() {
@@ -421,12 +428,14 @@ impl Flow {
             self.batch = Batch::Synced;
         }
         self.copy_in = false;
-        // The client gets the next one.
-        if matches!(self.expected.front(), Some(Expected::Behind)) {
-            return Ok(false);
-        }
         if let Retry::Failed(got) = self.retry {
             self.retry = Retry::Due(got);
+            self.restore = Restore::No;
+            return Ok(false);
+        }
+        if self.expected.is_empty() && std::mem::replace(&mut self.restore, Restore::No) == Restore::Due {
+            // The client gets the next one.
+            self.restore = Restore::Now;
             return Ok(false);
         }
         self.retry = Retry::No;

@@ -120,6 +120,15 @@ async fn a_reset_goes_back_to_what_the_client_began_with() {
     assert_eq!((error.sqlstate(), error.fields[&'P'].as_str()), ("42601", "40"));
     let error = wire.query("SELECT '\u{e4}'; RESET ALL; RESET TimeZone; SELECT nothing").await.unwrap_err();
     assert_eq!((error.sqlstate(), error.fields[&'P'].as_str()), ("42703", "47"));
+    // One that fails goes back to nothing.
+    wire.query("SET TimeZone = 'UTC'; DECLARE c CURSOR WITH HOLD FOR SELECT 1").await.unwrap();
+    let batch = [parse("", "DISCARD ALL"), bind("c", "", &[]), execute("c", 0), sync()];
+    assert_eq!(sqlstates(&wire.exchange(&batch).await), ["42P03"]);
+    assert_eq!((wire.value("SHOW TimeZone").await.as_str(), wire.parameters["TimeZone"].as_str()), ("UTC", "UTC"));
+    let batch = [parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0), sync()];
+    wire.send(&[batch.concat(), query("SHOW TimeZone")].concat()).await.unwrap();
+    assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "12CSZ");
+    assert_eq!(values(&wire.read_until_ready().await.unwrap()), ["Asia/Tokyo"]);
     // What was sent right behind a reset of everything waits until the client's parameters are back.
     wire.send(&[query(all), query("DISCARD ALL"), query(settings)].concat()).await.unwrap();
     wire.read_until_ready().await.unwrap();
