@@ -35,6 +35,7 @@ impl Line {
             max_prepared_per_client: 1000,
             max_prepared_per_backend: 200,
             max_prepared_size: 1 << 20,
+            cache_unnamed: true,
         };
         let flow = Flow::new(1, limits, false, SessionState::default(), Arc::clone(statements));
         Line { flow, backend: BackendState::default(), replies: Vec::new() }

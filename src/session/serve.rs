@@ -395,7 +395,11 @@ impl Serving<'_> {
         if left && !self.client.has_unsent() {
             // Nobody waits for more than the end of the stream. Under TLS it has a message of its own.
             if self.client.stream().is_tls() {
-                poll_fn(|cx| Poll::Ready(drop(self.client.poll_shutdown(cx)))).await;
+                poll_fn(|cx| {
+                    let _ = self.client.poll_shutdown(cx);
+                    Poll::Ready(())
+                })
+                .await;
             }
             return;
         }

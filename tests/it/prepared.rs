@@ -632,16 +632,16 @@ async fn an_unnamed_statement_outlives_a_parse_that_is_passed_over() {
     let messages =
         wire.exchange(&[fails.clone(), parse("", "SELECT 'two'"), parse("", "SELECT 'three'"), sync()]).await;
     assert_eq!(sqlstates(&messages), ["34000"]);
-    assert_eq!(values(&wire.exchange(&[again.clone()]).await), ["one"]);
+    assert_eq!(values(&wire.exchange(std::slice::from_ref(&again)).await), ["one"]);
     // The next batch is sent before the first has failed.
     let batches = [fails.clone(), parse("", "SELECT 'two'"), sync(), parse("", "SELECT 'three'"), sync()];
     assert_eq!(tags(&wire.exchange(&batches).await), "EZ");
     assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "1Z");
-    assert_eq!(values(&wire.exchange(&[again.clone()]).await), ["three"]);
+    assert_eq!(values(&wire.exchange(std::slice::from_ref(&again)).await), ["three"]);
     let batches = [fails.clone(), parse("", "SELECT 'two'"), sync(), fails, parse("", "SELECT 'four'"), sync()];
     assert_eq!(tags(&wire.exchange(&batches).await), "EZ");
     assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "EZ");
-    assert_eq!(values(&wire.exchange(&[again.clone()]).await), ["three"]);
+    assert_eq!(values(&wire.exchange(std::slice::from_ref(&again)).await), ["three"]);
     assert_eq!(sqlstates(&wire.exchange(&[parse("", "SELEC"), sync()]).await), ["42601"]);
     assert_eq!(sqlstates(&wire.exchange(&[again]).await), ["26000"]);
 }
