@@ -144,8 +144,7 @@ def start_pgtenant(program, folder, port, files, running):
     for name, text in files.items():
         path = os.path.join(folder, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w") as file:
+        with open(path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(text)
-        os.chmod(path, 0o600)
     server = Server("pgtenant", folder, [program, "serve", "--config", f"{folder}/proxy.toml"], port)
     return started(server, signal.SIGTERM, running)

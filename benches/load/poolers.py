@@ -12,7 +12,7 @@ from dataclasses import replace
 from servers import DATABASE, PASSWORD, ROLE, Pooler, Target, throwaway
 
 HERE = os.path.dirname(os.path.realpath(__file__))
-PROXY = '''tenants_dir = "tenants.d"
+PROXY = '''tenants_dir = "{records}"
 
 [listen]
 addresses = ["127.0.0.1:{port}"]
@@ -58,13 +58,21 @@ class Pgtenant(Pooler):
         said = subprocess.run([self.program, "--version"], capture_output=True, text=True).stdout.strip()
         return f"{self.name}: {said}"
 
+    @staticmethod
+    def records(scene, tenants, backends):
+        """The folder of the tenants' files, written once for all rounds."""
+        folder = os.path.join(scene.folder, f"tenants-{len(tenants)}-{backends}")
+        if not os.path.exists(folder):
+            os.mkdir(folder)
+            for tenant in tenants:
+                with open(os.path.join(folder, f"{tenant}.toml"), "w") as file:
+                    file.write(RECORD.format(database=tenant, role=ROLE, verifier=scene.verifier, backends=backends))
+        return folder
+
     def start(self, scene, folder, tenants, backends, running):
-        port = throwaway.free_port()
-        files = {"proxy.toml": PROXY.format(port=port, certificates=os.path.dirname(scene.certificate),
+        port, records = throwaway.free_port(), self.records(scene, tenants, backends)
+        files = {"proxy.toml": PROXY.format(port=port, certificates=os.path.dirname(scene.certificate), records=records,
                                             postgres_port=scene.postgres.port, backends=backends)}
-        for tenant in tenants:
-            files[f"tenants.d/{tenant}.toml"] = RECORD.format(
-                database=tenant, role=ROLE, verifier=scene.verifier, backends=backends)
         server = throwaway.start_pgtenant(self.program, folder, port, files, running)
         return Target(self.name, server, port, by_option=True)
 

@@ -42,7 +42,7 @@ def summarize(found):
         for target, rounds in targets.items():
             row = {"scenario": scenario, "target": target, "figures": summary(rounds), "ratios": {}}
             for base in ("pgbouncer", "direct", "before"):
-                if base in targets and base != target:
+                if base in targets and base != target and (base != "before" or target == "pgtenant"):
                     row["ratios"][base] = {figure: ratio(rounds, targets[base], figure) for figure in RATIOS}
             rows.append(row)
     return rows
@@ -56,9 +56,10 @@ def describe(chosen):
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}"
     versions = "; ".join(pooler.about() for pooler in chosen.poolers)
     return (f"{chosen.clients} clients on {chosen.backends} backends (direct: a backend for each client) where the "
-            f"scenario has no numbers of its own; {chosen.rounds} rounds of at most {chosen.seconds} s in rotating "
-            f"order, each with a pooler started anew; pgbench with one thread, scale {chosen.scale}; {machine}; "
-            f"{versions}. Medians, in brackets the least and the greatest; ratios are medians of the rounds' ratios.")
+            f"scenario has no numbers of its own; at most {chosen.rounds} rounds of {chosen.seconds} s in "
+            f"rotating order, each with a pooler started anew; pgbench with one thread, scale {chosen.scale}; "
+            f"{machine}; {versions}. Medians, in brackets the least and the greatest; ratios are "
+            f"medians of the rounds' ratios.")
 
 
 def publish(chosen, found, failures):
@@ -67,7 +68,7 @@ def publish(chosen, found, failures):
     kept = json.dumps({"about": about, "rows": rows, "rounds": found, "failures": failures}, indent=1) + "\n"
     text = "\n\n".join([about, *tables.all_of(rows), *(f"Left out: {failure}" for failure in failures)]) + "\n"
     subtitle = (f"{chosen.clients} clients, {chosen.backends} backends, {os.cpu_count()} cores; medians of "
-                f"{chosen.rounds} interleaved rounds")
+                f"interleaved rounds")
     files = {"load.json": kept, "load.md": text, "load.svg": plot.drawn(rows, subtitle)}
     if chosen.json not in (None, "-"):
         files[os.path.abspath(chosen.json)] = kept
