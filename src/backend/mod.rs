@@ -24,7 +24,7 @@ pub use connect::{Login, Target, connect};
 pub use error::ConnectError;
 pub use parameters::Parameters;
 pub use settings::{Change, Settings, set_command, set_config};
-pub use state::{BackendState, Prepared, StatementId, UnnamedOwner};
+pub use state::{BackendState, Prepared, ServerName, StatementId, UnnamedOwner};
 pub use statements::{Statement, Statements};
 
 use crate::net::Endpoint;
@@ -79,7 +79,7 @@ impl Backend {
     pub async fn serve(&mut self, session: u32, always_reset: bool, reads_sequences: bool) -> Result<(), CommandError> {
         if self.last_session != session {
             if self.state.dirty || always_reset {
-                self.reset().await?;
+                Box::pin(self.reset()).await?;
             } else if self.last_session != 0 && !reads_sequences {
                 self.state.sequences_of_others = true;
             }

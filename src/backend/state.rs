@@ -1,6 +1,7 @@
 //! What a backend holds between two clients: prepared statements, the unnamed statement, and whether it is clean.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use super::Parameters;
@@ -17,8 +18,14 @@ impl StatementId {
     pub const LENGTH: usize = 36;
 
     /// The name on the backend.
-    pub fn server_name(self) -> String {
-        format!("{}{:032x}", Self::PREFIX, self.0)
+    pub fn server_name(self) -> ServerName {
+        let mut name = [0; Self::LENGTH];
+        let (prefix, digits) = name.split_at_mut(Self::PREFIX.len());
+        prefix.copy_from_slice(Self::PREFIX.as_bytes());
+        for (pair, byte) in digits.as_chunks_mut().0.iter_mut().zip(self.0.to_be_bytes()) {
+            *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+        }
+        ServerName(name)
     }
 
     /// The statement that a text begins with a name of.
@@ -26,6 +33,24 @@ impl StatementId {
         let digits = text.get(Self::PREFIX.len()..Self::LENGTH)?;
         let digits = std::str::from_utf8(digits).ok().filter(|_| text.starts_with(Self::PREFIX.as_bytes()))?;
         u128::from_str_radix(digits, 16).ok().map(StatementId)
+    }
+}
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+/// What a statement is called on a backend. It is written into every Bind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ServerName([u8; StatementId::LENGTH]);
+
+impl ServerName {
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(str::from_utf8(&self.0).expect("letters and digits"))
     }
 }
 
@@ -206,7 +231,8 @@ mod tests {
     #[test]
     fn names_fit() {
         let name = StatementId(10).server_name();
-        assert_eq!((name.as_str(), name.len()), ("pgt_0000000000000000000000000000000a", StatementId::LENGTH));
+        assert_eq!(name.to_string(), "pgt_0000000000000000000000000000000a");
+        assert_eq!(StatementId(0x19af << 112).server_name().to_string(), "pgt_19af0000000000000000000000000000");
         assert_eq!(StatementId::of_server_name(format!("{name}\" does").as_bytes()), Some(StatementId(10)));
         assert_eq!(StatementId::of_server_name(b"pgt_000000000000000000000000000000 \""), None);
     }

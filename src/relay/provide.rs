@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::flow::{Described, Expected, Flow, ParseNote, Retry, TransactionStatus, Wait};
 use super::splice::Splice;
 use super::statements::Unnamed;
-use crate::backend::{BackendState, Statement, StatementId, UnnamedOwner};
+use crate::backend::{BackendState, ServerName, Statement, StatementId, UnnamedOwner};
 use crate::sql::{self, Look, Marks};
 use crate::wire::tag::frontend;
 use crate::wire::{cstr, messages};
@@ -121,8 +121,8 @@ impl Flow {
 
     /// Asks whether a statement is still what the client was told; its message has to wait for that.
     pub(super) fn check_result(&mut self, id: Option<StatementId>, name: &[u8], splice: &mut Splice<'_>) {
-        let server_name = id.map(StatementId::server_name).unwrap_or_default();
-        messages::describe_statement(splice.insert(), server_name.as_bytes());
+        let server_name = id.map(StatementId::server_name);
+        messages::describe_statement(splice.insert(), server_name.as_ref().map_or(b"", ServerName::as_bytes));
         messages::framed(splice.insert(), frontend::FLUSH, &[]);
         self.extended(Expected::Check(Described { id, name: name.into() }));
         self.wait = Wait::Check;
@@ -179,8 +179,8 @@ impl Flow {
     }
 
     pub(super) fn inject_close(&mut self, statement: Option<StatementId>, splice: &mut Splice<'_>) {
-        let name = statement.map(StatementId::server_name).unwrap_or_default();
-        messages::close_statement(splice.insert(), name.as_bytes());
+        let name = statement.map(StatementId::server_name);
+        messages::close_statement(splice.insert(), name.as_ref().map_or(b"", ServerName::as_bytes));
         self.in_flight.sent(statement, true);
         self.extended(Expected::InjectedClose(statement));
     }

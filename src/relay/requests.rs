@@ -16,7 +16,7 @@ use crate::wire::{HEADER, Header, cstr, messages};
 const MAX_EXPECTED: usize = 1 << 18;
 const MAX_FORWARDED: usize = 1 << 18;
 /// The name of no statement.
-const NO_STATEMENT: &str = "pgt_outdated";
+const NO_STATEMENT: &[u8] = b"pgt_outdated";
 
 /// How far a series of bytes was taken.
 #[derive(Debug, PartialEq, Eq)]
@@ -487,7 +487,7 @@ impl Flow {
                 return Ok(());
             }
             self.bound(backend, portal, statement.look.as_deref(), statement.tag, &statement.rest);
-            rename_bind(message, splice, [portal, name, values], &statement.id.server_name());
+            rename_bind(message, splice, [portal, name, values], statement.id.server_name().as_bytes());
             self.extended(Expected::Bind(Some(statement.id)));
             return Ok(());
         }
@@ -563,12 +563,12 @@ impl Flow {
 }
 
 /// Puts in a Bind of another statement's name. Of its values only those in view follow: the others come behind.
-fn rename_bind(message: &Message<'_>, splice: &mut Splice<'_>, [portal, name, values]: [&[u8]; 3], server_name: &str) {
+fn rename_bind(message: &Message<'_>, splice: &mut Splice<'_>, [portal, name, values]: [&[u8]; 3], server_name: &[u8]) {
     let payload = message.view.len() + message.rest + server_name.len() - name.len();
     let out = splice.insert();
     out.push(frontend::BIND);
     out.extend((payload as u32 + 4).to_be_bytes());
-    for part in [portal, b"\0", server_name.as_bytes(), b"\0", values] {
+    for part in [portal, b"\0", server_name, b"\0", values] {
         out.extend_from_slice(part);
     }
 }

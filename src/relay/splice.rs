@@ -1,5 +1,8 @@
 //! Forwarding with changes: what passes unchanged is not copied, until the first change asks for it.
 
+/// Bytes for what is put in, in a copy: names of statements, seldom more.
+const ROOM: usize = 128;
+
 /// Bytes on their way through: either a prefix of the input as it came, or a rewritten copy.
 #[derive(Debug)]
 pub struct Splice<'a> {
@@ -31,8 +34,11 @@ impl<'a> Splice<'a> {
     }
 
     fn copy(&mut self) -> &mut Vec<u8> {
-        let kept = &self.input[..self.kept];
-        self.rewritten.get_or_insert_with(|| kept.to_vec())
+        self.rewritten.get_or_insert_with(|| {
+            let mut copy = Vec::with_capacity(self.input.len() + ROOM);
+            copy.extend_from_slice(&self.input[..self.kept]);
+            copy
+        })
     }
 
     /// What goes on.

@@ -149,8 +149,9 @@ async fn on_worker(hello: encrypt::Hello<DetachedSocket>, arrival: Arrival, cont
         }
     };
     drop(arrival.held);
-    let _counted = (context.metrics.client(), arrival.place, client_place);
-    serve::requests(client, welcomed, arrival.begun, &context).await;
+    let counted = (context.metrics.client(), arrival.place, client_place);
+    // A task of its own, so that an idle session does not keep the room that its login took.
+    tokio::spawn(serve::requests(client, welcomed, arrival.begun, context, counted));
 }
 
 /// From the StartupMessage to ReadyForQuery; none when it was a cancel request.

@@ -47,11 +47,11 @@ enum End {
 }
 
 /// A session at work.
-struct Serving<'a> {
+struct Serving {
     client: Endpoint,
     flow: Flow,
     session: Welcomed,
-    context: &'a Context,
+    context: Arc<Context>,
     total: Total,
     /// A transaction without a backend.
     begun: Begun,
@@ -71,8 +71,15 @@ struct Total {
     moved: Moved,
 }
 
-/// Serves a welcomed client to its end, and writes the session's line in the log.
-pub(super) async fn requests(client: Client, session: Welcomed, begun: Instant, context: &Arc<Context>) {
+/// Serves a welcomed client to its end, and writes the session's line in the log; `counted` lives as long. The future is small: what seldom happens is
+/// boxed when it does, here and below, since thousands of sessions wait at any time.
+pub(super) fn requests(
+    client: Client,
+    session: Welcomed,
+    begun: Instant,
+    context: Arc<Context>,
+    counted: impl Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
     let peer = client.peer;
     let (stream, received) = client.stream.into_parts();
     let limits = {
@@ -91,7 +98,7 @@ pub(super) async fn requests(client: Client, session: Welcomed, begun: Instant, 
     session.tenant.stats.clients.fetch_add(1, Ordering::Relaxed);
     let tls = stream.is_tls();
     let client = Endpoint::new(stream, received.to_vec());
-    let mut serving = Serving {
+    let mut serving = Box::new(Serving {
         client,
         flow,
         session,
@@ -101,15 +108,18 @@ pub(super) async fn requests(client: Client, session: Welcomed, begun: Instant, 
         patience: Patience::default(),
         pinned: None,
         listener: None,
-    };
-    let end = serving.run().await;
-    serving.listener = None;
-    serving.close(&end).await;
-    serving.session.tenant.stats.clients.fetch_sub(1, Ordering::Relaxed);
-    serving.log(peer, tls, begun, &end);
+    });
+    async move {
+        let end = serving.run().await;
+        serving.listener = None;
+        Box::pin(serving.close(&end)).await;
+        serving.session.tenant.stats.clients.fetch_sub(1, Ordering::Relaxed);
+        serving.log(peer, tls, begun, &end);
+        drop(counted);
+    }
 }
 
-impl Serving<'_> {
+impl Serving {
     async fn run(&mut self) -> End {
         loop {
             if let Err(end) = self.next_request().await {
@@ -122,7 +132,7 @@ impl Serving<'_> {
             };
             let checkout = match checkout {
                 Ok(checkout) => checkout,
-                Err(NoBackend::Refused(error)) => match self.refuse(error).await {
+                Err(NoBackend::Refused(error)) => match Box::pin(self.refuse(error)).await {
                     Ok(()) => continue,
                     Err(end) => return end,
                 },
@@ -205,7 +215,7 @@ impl Serving<'_> {
             && let Some(change) = checkout.change_to(wanted)
         {
             if change.may_fail {
-                match checkout.adopt(wanted).await {
+                match Box::pin(checkout.adopt(wanted)).await {
                     Ok(()) => {}
                     Err(CommandError::Refused(error)) => {
                         match self.flow.state.held {
@@ -292,11 +302,11 @@ impl Serving<'_> {
                 self.settle(checkout, now).await
             }
             Ok(Outcome::Terminated) => {
-                self.leave(checkout).await;
+                Box::pin(self.leave(checkout)).await;
                 Err(End::Terminated)
             }
             Ok(Outcome::OpenTransaction) => {
-                self.leave(checkout).await;
+                Box::pin(self.leave(checkout)).await;
                 let text = "transaction blocks are not allowed in pool mode statement";
                 Err(End::Told(
                     PgError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, text)
@@ -304,15 +314,15 @@ impl Serving<'_> {
                 ))
             }
             Ok(Outcome::Interrupted) => {
-                self.leave(checkout).await;
+                Box::pin(self.leave(checkout)).await;
                 Err(missed.unwrap_or_else(|| End::Told(self.farewell())))
             }
             Err(Broken::Client(_)) => {
-                self.leave(checkout).await;
+                Box::pin(self.leave(checkout)).await;
                 Err(End::ClientGone)
             }
             Err(Broken::ClientFault(fault)) => {
-                self.leave(checkout).await;
+                Box::pin(self.leave(checkout)).await;
                 Err(End::ClientFault(fault))
             }
             Err(Broken::Backend(error)) => Err(End::BackendLost(error.to_string())),
@@ -366,7 +376,7 @@ impl Serving<'_> {
 
     /// An error that the client is sent.
     fn count_error(&self, source: ErrorSource, sqlstate: &str) {
-        count_error(&self.session, self.context, source, sqlstate);
+        count_error(&self.session, &self.context, source, sqlstate);
     }
 
     /// Last words, where the client can still hear them.

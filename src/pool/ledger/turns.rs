@@ -28,7 +28,9 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         while self.pools[&key].lacks_backends() && self.may_open(key, now) {
             self.open(key, effects);
         }
-        if self.pools[&key].lacks_backends() && self.may_connect(key, now) {
+        // Where nobody else has any, there is none to take away.
+        let others = self.opened.iter().any(|other| *other != key);
+        if others && self.pools[&key].lacks_backends() && self.may_connect(key, now) {
             self.make_room(key, effects);
         }
     }

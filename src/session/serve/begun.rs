@@ -26,7 +26,7 @@ pub(super) enum Begun {
 /// Longer statements are none of those that begin or end a transaction.
 const LONGEST: usize = 256;
 
-impl Serving<'_> {
+impl Serving {
     /// Whether transactions of this session can wait for their first statement.
     pub(super) fn begins_late(&self) -> bool {
         self.session.mode == PoolMode::Transaction

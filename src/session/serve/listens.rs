@@ -11,7 +11,7 @@ use crate::listen::{Heard, Listener};
 use crate::net::Endpoint;
 use crate::relay::{ChannelChange, Flow};
 
-impl Serving<'_> {
+impl Serving {
     /// Answers a request that listens or ceases to, if it needs no backend of its own; says whether it did.
     pub(super) async fn listens(&mut self) -> Result<bool, NoBackend> {
         if self.session.mode != PoolMode::Transaction || self.session.kept.is_some() || self.begun != Begun::No {
@@ -20,7 +20,7 @@ impl Serving<'_> {
         let Some(request) = self.flow.listen_request(self.client.received()) else { return Ok(false) };
         match &request.change {
             ChannelChange::Listen(channel) => {
-                if self.listen(channel.clone()).await? == Heard::Elsewhere {
+                if Box::pin(self.listen(channel.clone())).await? == Heard::Elsewhere {
                     return Ok(false);
                 }
             }

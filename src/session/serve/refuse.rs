@@ -8,7 +8,7 @@ use crate::metrics::ErrorSource;
 use crate::wire::tag::{backend, frontend};
 use crate::wire::{HEADER, Header, PgError, messages};
 
-impl Serving<'_> {
+impl Serving {
     /// Tells the error and passes over what belongs to the request: the one message of a simple query or function call,
     /// everything up to Sync in the extended protocol. COPY data that nobody waits for is dropped without a word.
     pub(super) async fn refuse(&mut self, error: PgError) -> Result<(), End> {

@@ -41,7 +41,7 @@ impl Drop for Pinned {
     }
 }
 
-impl Serving<'_> {
+impl Serving {
     /// The backend is free: gives it back, or keeps it with what the client has on it. `now` is the end of its last answer.
     pub(super) async fn settle(&mut self, mut checkout: Checkout, now: Instant) -> Result<(), End> {
         let pins = match self.census(&mut checkout).await {
@@ -67,7 +67,7 @@ impl Serving<'_> {
         }
         self.pinned.get_or_insert_with(|| Pinned::new(&self.session.pool)).set(pins);
         if let Some(error) = self.too_many_pins() {
-            self.leave(checkout).await;
+            Box::pin(self.leave(checkout)).await;
             return Err(End::Told(error));
         }
         self.session.kept = Some(checkout);
@@ -84,7 +84,7 @@ impl Serving<'_> {
         let mut pins = self.pinned.as_ref().map_or(Pins::NONE, |pinned| pinned.pins & Pins::ASKABLE);
         if !state.doubt.is_empty() {
             let doubt = std::mem::take(&mut state.doubt);
-            match backend.census(&doubt).await {
+            match Box::pin(backend.census(&doubt)).await {
                 Ok(census) => {
                     pins = pins.without(doubt.pins) | census.pins;
                     self.take_over(backend, census.settings, &doubt);
