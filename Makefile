@@ -46,8 +46,8 @@ suites:
 bench-load:
 	@scripts/setup.sh bench
 	@scripts/pgbouncer.sh
-	cargo build --release
-	python3 -B benches/load/run.py --pgtenant $(TARGET)/release/pgtenant $(ARGS)
+	cargo build --profile dist
+	python3 -B benches/load/run.py --pgtenant $(TARGET)/dist/pgtenant $(ARGS)
 
 bench:
 	cargo bench $(ARGS)

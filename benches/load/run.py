@@ -48,7 +48,7 @@ def other(text):
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--pgtenant", default="target/release/pgtenant", help="the program to measure")
+    parser.add_argument("--pgtenant", default="target/dist/pgtenant", help="the program to measure")
     parser.add_argument("--before", help="another build of it, measured beside")
     parser.add_argument("--pgbouncer", default=poolers.pgbouncer_program(), help="the program that ratios refer to")
     parser.add_argument("--other", type=other, action="append", default=[], metavar="NAME=COMMAND:CONFIG",
@@ -89,7 +89,7 @@ def wanted(chosen, parser):
     picked = [pooler for pooler in known if pooler.name in names]
     for pooler in picked:
         if isinstance(pooler, poolers.Pgtenant) and not os.access(pooler.program, os.X_OK):
-            parser.error(f"{pooler.program} is not there: run `cargo build --release`, or leave it out by --targets")
+            parser.error(f"{pooler.program} is not there: run `cargo build --profile dist`, or leave it out by --targets")
     return picked
 
 
