@@ -259,6 +259,8 @@ pub struct Flow {
     /// What is held back is judged when the next batch is answered.
     pub(super) waits: bool,
     pub(super) restore: Restore,
+    /// DISCARD ALL has run, and its Sync was not sent yet.
+    pub(super) discarded: bool,
     /// Payload bytes of the client's current message still to be forwarded.
     pub(super) request_rest: usize,
     /// The same of the backend's.
@@ -301,6 +303,7 @@ impl Flow {
             held_back: false,
             waits: false,
             restore: Restore::No,
+            discarded: false,
             request_rest: 0,
             response_rest: 0,
             mine: ClientStatements::default(),

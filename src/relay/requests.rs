@@ -274,8 +274,9 @@ impl Flow {
     }
 
     fn restore_behind(&mut self) {
+        let discarded = std::mem::take(&mut self.discarded);
         if std::mem::take(&mut self.restores) && self.state.startup.iter().next().is_some() {
-            self.restore = Restore::Asked;
+            self.restore = if discarded { Restore::Due } else { Restore::Asked };
         }
     }
 

@@ -300,6 +300,7 @@ impl Flow {
                 backend.unnamed = Some(UnnamedOwner::SOMEBODY);
                 if command == b"DISCARD ALL" {
                     self.state.discarded_sequences();
+                    self.discarded = self.restores;
                     if self.restore == Restore::Asked {
                         self.restore = Restore::Due;
                     }

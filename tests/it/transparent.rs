@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use crate::eventually;
-use crate::harness::frontend::{bind, describe_portal, describe_statement, execute, function_call, parse, query, sync};
+use crate::harness::frontend::{
+    bind, describe_portal, describe_statement, execute, flush, function_call, parse, query, sync,
+};
 use crate::harness::stage::Stage;
 use crate::harness::wire::{Wire, cancel, sqlstates, tags, values};
 
@@ -129,6 +131,14 @@ async fn a_reset_goes_back_to_what_the_client_began_with() {
     wire.send(&[batch.concat(), query("SHOW TimeZone")].concat()).await.unwrap();
     assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "12CSZ");
     assert_eq!(values(&wire.read_until_ready().await.unwrap()), ["Asia/Tokyo"]);
+    wire.query("SET TimeZone = 'UTC'").await.unwrap();
+    wire.send(&[parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0), flush()].concat()).await.unwrap();
+    while wire.read().await.unwrap().tag != b'C' {}
+    assert_eq!(tags(&wire.exchange(&[sync()]).await), "SZ");
+    assert_eq!(
+        (wire.value("SHOW TimeZone").await.as_str(), wire.parameters["TimeZone"].as_str()),
+        ("Asia/Tokyo", "Asia/Tokyo")
+    );
     // What was sent right behind a reset of everything waits until the client's parameters are back.
     wire.send(&[query(all), query("DISCARD ALL"), query(settings)].concat()).await.unwrap();
     wire.read_until_ready().await.unwrap();
