@@ -193,6 +193,11 @@ impl<'a> Hunt<'a> {
             wire.query("LISTEN nobody").await.expect("a backend is free");
             listener = Some(wire);
         }
+        // It matters from the first time on that somebody in the pool asks (docs/POOLING.md).
+        for role in ["app", "batch"].into_iter().filter(|_| shares && rules.reads_sequences) {
+            let mut wire = places[0].connect(role, &[]).await.expect("the right password");
+            wire.query("SELECT lastval()").await.expect_err("nobody has advanced a sequence");
+        }
         let (mut pairs, mut known) = (Vec::new(), Vec::new());
         for Newcomer { role, parameters, .. } in clients {
             pairs.push(Pair::connect(&places, role, parameters).await?);
