@@ -53,11 +53,18 @@ fn row(message: &Message) -> Vec<String> {
     message.row().into_iter().map(|column| column.unwrap_or_else(|| "NULL".to_owned())).collect()
 }
 
-/// All fields but the place in PostgreSQL's source.
+/// All fields but the place in PostgreSQL's source, and the name of a statement that gets the wrong number of values: it
+/// may be another that the client has given to the same text (docs/POOLING.md).
 fn fields(message: &Message) -> String {
     let fields = message.error().fields;
     let told = fields.iter().filter(|(code, _)| !['F', 'L', 'R', 'S'].contains(code));
-    told.map(|(code, text)| format!("{code}={text:?}")).collect::<Vec<_>>().join(" ")
+    let text = |text: &str| match text.split_once("but prepared statement \"") {
+        Some((begin, name)) => {
+            format!("{begin}but prepared statement {}", name.split_once('"').map_or(name, |(_, end)| end))
+        }
+        None => text.to_owned(),
+    };
+    told.map(|(code, told)| format!("{code}={:?}", text(told))).collect::<Vec<_>>().join(" ")
 }
 
 /// Name, table or none, column, type, length, modifier and format of each column.
