@@ -307,6 +307,8 @@ impl Flow {
                 }
             }
             b"DISCARD SEQUENCES" => self.state.discarded_sequences(),
+            // To a savepoint, it may be, and the parameters with it.
+            b"ROLLBACK" => self.state.parameters_changed(),
             _ if !self.plain && changes_schema(command) => self.state.schema_changed(command),
             _ => {}
         }
@@ -457,7 +459,7 @@ impl Flow {
         if self.status == TransactionStatus::Idle {
             self.state.channels.settled();
             self.figures.transactions += 1;
-            self.state.local = false;
+            self.state.transaction_over();
             if std::mem::take(&mut self.state.changed_schema) {
                 self.shared.schema_changed();
             }

@@ -105,6 +105,10 @@ impl SessionState {
         }
         self.opaque |= marks.contains(Marks::OPAQUE);
         self.local |= marks.contains(Marks::LOCAL);
+        let changes = Marks::PARAMETERS | Marks::OPAQUE | Marks::LOCAL | Marks::EXECUTE;
+        if marks.intersects(changes) || !look.parameters.is_empty() {
+            self.parameters_changed();
+        }
         if marks.contains(Marks::DISCARD_SEQUENCES) {
             self.discards.push_back(self.advances);
         }
@@ -128,8 +132,27 @@ impl SessionState {
         self.discards.clear();
     }
 
+    /// What is prepared from now on may be read otherwise than the same text before.
+    pub fn parameters_changed(&mut self) {
+        self.own += 1;
+    }
+
+    /// A transaction is over, and with it what was set for it alone.
+    pub fn transaction_over(&mut self) {
+        if std::mem::take(&mut self.local) {
+            self.parameters_changed();
+        }
+    }
+
+    /// What a census has found: clients with the same `context` can share prepared statements.
+    pub fn settled(&mut self, context: u64) {
+        self.context = context;
+        self.parameters_changed();
+    }
+
     /// Notes a request that we cannot look into.
     pub fn note_opaque(&mut self) {
+        self.parameters_changed();
         self.doubt.all_parameters = true;
         self.doubt.pins = Pins::ASKABLE;
         self.opaque = true;
@@ -152,12 +175,12 @@ impl SessionState {
     /// Whether what a statement is parsed under may differ from what the last census found: what is prepared now cannot
     /// be shared.
     fn is_unsettled(&self) -> bool {
-        self.held || self.changed_schema || self.doubt.all_parameters || !self.doubt.parameters.is_empty()
+        self.held || self.local || self.changed_schema || self.doubt.all_parameters || !self.doubt.parameters.is_empty()
     }
 
     /// The same as [`SessionState::parse_context`], if what is prepared now is nobody's alone.
     pub fn shared_context(&self) -> Option<u64> {
-        (!self.is_unsettled() && !self.local).then_some(self.context)
+        (!self.is_unsettled()).then_some(self.context)
     }
 
     /// What prepared statements are shared by now: a number for `session` alone while its state is unsettled, and one that

@@ -588,3 +588,34 @@ async fn a_pinned_client_does_not_see_what_others_have_prepared() {
     assert_eq!(values(&wire.exchange(&[run("a")]).await), ["secret"]);
     assert_eq!(values(&other.exchange(&[run("b")]).await), ["own"]);
 }
+
+/// A literal is read when its statement is prepared: under parameters that are this client's alone, for nobody else.
+#[tokio::test]
+async fn what_is_prepared_under_other_parameters_is_another_statement() {
+    let stage = one_backend().await;
+    let (mut wire, mut other) = (stage.client().await, stage.client().await);
+    let run = |name: &str| {
+        let sql = "SELECT '01/02/2024'::date - '2024-01-01'::date";
+        [parse(name, sql), bind("", name, &[]), execute("", 0), sync()].concat()
+    };
+    let (of_month, of_day) = (["1"], ["31"]);
+    // For a transaction, and back to a savepoint in it.
+    wire.query("BEGIN; SET LOCAL DateStyle = 'ISO, DMY'").await.unwrap();
+    assert_eq!(values(&wire.exchange(&[run("local")]).await), of_day);
+    wire.query("SAVEPOINT a; SET LOCAL DateStyle = 'ISO, MDY'").await.unwrap();
+    assert_eq!(values(&wire.exchange(&[run("inside")]).await), of_month);
+    wire.query("ROLLBACK TO a").await.unwrap();
+    assert_eq!(values(&wire.exchange(&[run("back")]).await), of_day);
+    wire.query("COMMIT").await.unwrap();
+    assert_eq!(values(&other.exchange(&[run("other")]).await), of_month);
+    assert_eq!(values(&wire.exchange(&[run("after")]).await), of_month);
+    // On a backend that it keeps.
+    wire.query("SELECT pg_advisory_lock(1)").await.unwrap();
+    assert_eq!(values(&wire.exchange(&[run("kept")]).await), of_month);
+    wire.query("SET DateStyle = 'ISO, DMY'").await.unwrap();
+    assert_eq!(values(&wire.exchange(&[run("changed")]).await), of_day);
+    wire.query("BEGIN; SET LOCAL DateStyle = 'ISO, MDY'").await.unwrap();
+    assert_eq!(values(&wire.exchange(&[run("within")]).await), of_month);
+    wire.query("COMMIT").await.unwrap();
+    assert_eq!(values(&wire.exchange(&[run("again")]).await), of_day);
+}

@@ -131,7 +131,7 @@ impl Serving {
             wanted.set(name, value);
         }
         self.session.settings = pool.share_settings(&Arc::new(wanted));
-        state.context = self.session.settings.parse_context();
+        state.settled(self.session.settings.parse_context());
     }
 
     /// What a client is told that pinned one backend too many.
