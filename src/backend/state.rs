@@ -16,6 +16,8 @@ impl StatementId {
     pub const PREFIX: &'static str = "pgt_";
     /// Bytes of a name on a backend, well below PostgreSQL's 63.
     pub const LENGTH: usize = 36;
+    /// None of a client's.
+    pub const TAKEN: StatementId = StatementId(u128::MAX);
 
     /// The name on the backend.
     pub fn server_name(self) -> ServerName {

@@ -178,6 +178,15 @@ impl Flow {
         }
     }
 
+    /// Prepares what can be prepared always, for its name.
+    pub(super) fn inject_taken(&mut self, splice: &mut Splice<'_>) {
+        let statement = Some(StatementId::TAKEN);
+        self.inject_close(statement, splice);
+        messages::parse(splice.insert(), StatementId::TAKEN.server_name().as_bytes(), b"\0\0\0");
+        self.in_flight.sent(statement, true);
+        self.extended(Expected::InjectedParse(statement));
+    }
+
     pub(super) fn inject_close(&mut self, statement: Option<StatementId>, splice: &mut Splice<'_>) {
         let name = statement.map(StatementId::server_name);
         messages::close_statement(splice.insert(), name.as_ref().map_or(b"", ServerName::as_bytes));

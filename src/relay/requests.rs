@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::flow::{Batch, ClientFault, Described, Expected, Flow, ParseNote, Restore, Retry, TransactionStatus, Wait};
 use super::splice::Splice;
 use super::statements::look_into;
-use crate::backend::{BackendState, Settings, UnnamedOwner};
+use crate::backend::{BackendState, Settings, StatementId, UnnamedOwner};
 use crate::sql::{self, Alone, Look, Marks};
 use crate::wire::tag::frontend;
 use crate::wire::{HEADER, Header, cstr, messages};
@@ -419,10 +419,10 @@ impl Flow {
         {
             self.extended(Expected::Renewed(name.into(), statement));
         }
-        if let Some((taken, _)) = self.mine.find(name) {
-            // PostgreSQL answers 42P05: so will it, when the name that the first one got is used again.
-            let (taken, _) = self.ensure(backend, name, taken, splice);
-            messages::parse(splice.insert(), taken.id.server_name().as_bytes(), &rest);
+        if self.mine.get(name).is_some() {
+            // PostgreSQL answers 42P05, or that this text cannot be prepared: so will it under a name that is surely taken.
+            self.inject_taken(splice);
+            messages::parse(splice.insert(), StatementId::TAKEN.server_name().as_bytes(), &rest);
             self.extended(Expected::Parse(ParseNote::Taken(name.into())));
             return Ok(());
         }

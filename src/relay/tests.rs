@@ -268,10 +268,16 @@ fn a_taken_name_is_refused_by_the_backend() {
     let mut line = Line::new();
     line.client(&all(&[(b'P', b"a\0SELECT 1\0\0\0"), SYNC]));
     line.server(&[(b'1', b""), READY]);
-    let name = line.flow.mine.get(b"a").unwrap().id.server_name();
+    let name = StatementId::TAKEN.server_name();
     let (to_backend, _) = line.client(&all(&[(b'P', b"a\0SELECT 2\0\0\0"), SYNC]));
-    assert_eq!(to_backend, all(&[(b'P', format!("{name}\0SELECT 2\0\0\0").as_bytes()), SYNC]));
-    line.server(&[ERROR, READY]);
+    let expected = all(&[
+        (b'C', format!("S{name}\0").as_bytes()),
+        (b'P', format!("{name}\0\0\0\0").as_bytes()),
+        (b'P', format!("{name}\0SELECT 2\0\0\0").as_bytes()),
+        SYNC,
+    ]);
+    assert_eq!(to_backend, expected);
+    assert_eq!(line.server(&[(b'3', b""), (b'1', b""), ERROR, READY]), all(&[ERROR, READY]));
     assert!(line.flow.is_free() && line.flow.mine.get(b"a").is_some());
 }
 

@@ -693,3 +693,25 @@ async fn a_failed_transaction_prepares_only_what_ends_it() {
     assert_eq!(tags(&messages), "12CZ");
     assert_eq!(values(&wire.exchange(&[bind("", "a", &[]), execute("", 0), sync()]).await), ["1"]);
 }
+
+/// Under other parameters, on another backend, or in a failed transaction.
+#[tokio::test]
+async fn a_name_is_taken_wherever_its_statement_cannot_be_prepared() {
+    let stage = Stage::new(&[("pool.max_backends", 1.into())]).await;
+    let mut wire = stage.client().await;
+    wire.query("CREATE TABLE t AS SELECT 1 AS x").await.unwrap();
+    assert_eq!(tags(&wire.exchange(&[parse("s", "SELECT x FROM t"), sync()]).await), "1Z");
+    stage.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'").await;
+    eventually!(stage.sql("SELECT FROM pg_stat_activity WHERE usename = 'app'").await.is_empty());
+    wire.query("SET search_path = 'nowhere'").await.unwrap();
+    for _ in 0..2 {
+        let error = wire.exchange(&[parse("s", "SELECT 2"), sync()]).await.remove(0).error();
+        assert_eq!((error.sqlstate(), error.message()), ("42P05", "prepared statement \"s\" already exists"));
+        assert_eq!(sqlstates(&wire.exchange(&[parse("s", "SELEC"), sync()]).await), ["42601"]);
+    }
+    wire.query("BEGIN; SELECT 1/0").await.unwrap_err();
+    assert_eq!(sqlstates(&wire.exchange(&[parse("s", "ROLLBACK"), sync()]).await), ["42P05"]);
+    assert_eq!(sqlstates(&wire.exchange(&[parse("s", "SELECT 3"), sync()]).await), ["25P02"]);
+    wire.query("ROLLBACK; RESET search_path").await.unwrap();
+    assert_eq!(values(&wire.exchange(&[bind("", "s", &[]), execute("", 0), sync()]).await), ["1"]);
+}

@@ -145,13 +145,13 @@ fn named(maker: &mut Maker<'_>, before: &[Frame]) -> Vec<Frame> {
     let name = maker.random.pick(STATEMENTS).to_owned();
     let sql = maker.known.statements.get(&name).cloned();
     let usual = maker.random.chance(90);
-    // A backend that lacks the statement cannot prepare it then, to describe it or to find its name taken (docs/POOLING.md).
+    // A backend that lacks the statement cannot prepare it then, to describe it (docs/POOLING.md).
     let may_have_failed = maker.known.failed || may_fail_a_transaction(maker, before);
     match maker.random.below(10) {
         0..2 => vec![Frame::CloseStatement(name)],
         2 if !may_have_failed => vec![Frame::DescribeStatement(name)],
         3 => [vec![Frame::CloseStatement(name.clone())], prepare_and_run(maker, &name)].concat(),
-        _ if sql.is_some() != usual && !(sql.is_some() && may_have_failed) => prepare_and_run(maker, &name),
+        _ if sql.is_some() != usual => prepare_and_run(maker, &name),
         _ => run(maker, &name, statements::values(sql.as_deref().unwrap_or_default())),
     }
 }
