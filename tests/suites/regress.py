@@ -2,6 +2,9 @@
 
 Each run has a cluster of its own, and eight neighbours (neighbours.py) on the same role and database, hence the same
 pool: they keep its backends changing hands, and look for anything of the suite's that reaches them.
+
+They come when the suite's tables are there: what its VACUUM finds visible to everybody, hence the plans that some tests
+expect, depends on whether anybody has a snapshot just then.
 """
 
 import json
@@ -22,6 +25,8 @@ PREPARE = [f"ALTER DATABASE {DATABASE} SET {setting}" for setting in (
 # ... and for a cluster of its own.
 SETTINGS = {"max_prepared_transactions": "2", "log_min_messages": "fatal"}
 PSYCOPG = "psycopg[binary]==3.3.9"
+# The test that makes the tables.
+SETUP = "test_setup"
 # The schedule runs 20 tests at a time; and the neighbours.
 BACKENDS = 32
 
@@ -33,8 +38,9 @@ def run(chosen):
             stage.sql(*PREPARE)
             if way != "direct":
                 stage.start_proxy(chosen.pgtenant, way, backends=BACKENDS)
+            command = prepared(stage, way)
             with Neighbours(stage, way) as neighbours:
-                failed[way] = regress(stage, way)
+                failed[way] = regress(stage, way, command)
             surprises += neighbours.report()
     return surprises + [f"{test}, see {folder(way)}/{test}.diff"
                         for way in ways for test in failed[way] if test not in failed["direct"]]
@@ -84,17 +90,25 @@ def folder(way):
     return scene.kept("regress", way)
 
 
-def regress(stage, way):
-    """Runs it and keeps what it leaves; the names of the tests that failed."""
+def prepared(stage, way):
+    """Makes the suite's tables; the command for the rest of it."""
     kept = folder(way)
     shutil.rmtree(kept, ignore_errors=True)
     os.makedirs(kept)
-    tests = inputs(stage)
-    out = stage.subfolder("outputs")
+    tests, out = inputs(stage), stage.subfolder("outputs")
     command = [regress_program(stage), "--use-existing", f"--dbname={DATABASE}", "--host=127.0.0.1",
                f"--port={stage.ports[way]}", f"--user={scene.ROLE}", f"--bindir={stage.programs}",
-               f"--inputdir={tests}", f"--outputdir={out}", f"--dlpath={stage.folder}/libraries",
-               f"--schedule={tests}/parallel_schedule", "--max-concurrent-tests=20"]
+               f"--inputdir={tests}", f"--outputdir={out}", f"--dlpath={stage.folder}/libraries"]
+    if stage.run(way, [*command, SETUP], SECONDS, f"{kept}/{SETUP}.out", cwd=out) != 0:
+        raise SystemExit(f"regress: {SETUP} fails, {way}, see {kept}/{SETUP}.out")
+    with open(f"{tests}/parallel_schedule") as whole, open(f"{tests}/rest_of_schedule", "w") as rest:
+        rest.writelines(line for line in whole if line.split() != ["test:", SETUP])
+    return [*command, f"--schedule={tests}/rest_of_schedule", "--max-concurrent-tests=20"]
+
+
+def regress(stage, way, command):
+    """Runs it and keeps what it leaves; the names of the tests that failed."""
+    kept, tests, out = folder(way), f"{stage.folder}/inputs", f"{stage.folder}/outputs"
     status = stage.run(way, command, SECONDS, f"{kept}/pg_regress.out", cwd=out)
     shutil.copytree(f"{out}/results", f"{kept}/results")
     shutil.copy(stage.log(way), kept)
@@ -102,6 +116,7 @@ def regress(stage, way):
         shutil.copy(f"{out}/regression.diffs", kept)
         split(f"{out}/regression.diffs", kept)
     passed, failed = results(f"{kept}/pg_regress.out")
+    passed.append(SETUP)
     listed = scheduled(f"{tests}/parallel_schedule")
     missing = [name for name in listed if name not in passed and name not in failed]
     print(f"regress, {way}: {len(passed)} of {len(listed)} tests pass"
