@@ -238,12 +238,12 @@ impl Flow {
         self.figures.queries += 1;
         let text = message.view.strip_suffix(b"\0").unwrap_or(message.view);
         let look = sql::look(text, self.state.standard_strings());
+        // A simple query drops the unnamed statement.
+        self.forget_unnamed();
         if let Some(tag) = look.as_ref().and_then(|look| self.deallocate(look)) {
             return self.expected.push_back(Expected::KnownQuery(tag));
         }
         self.forget_others(backend, look.as_deref(), text, splice);
-        // A simple query drops the unnamed statement.
-        self.forget_unnamed();
         backend.unnamed = None;
         self.note(backend, look.as_deref(), text);
         if !message.is_whole() {
