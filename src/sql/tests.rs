@@ -60,6 +60,7 @@ fn ordinary_text_is_nothing_of_note() {
         "NOTIFY x, 'LISTEN y'",
         "SELECT $1, $2$3, a$b$c, b'01', x'ff', n'a', u&'\\0041' uescape '!'",
         "EXPLAIN ANALYZE SELECT 1",
+        "SELECT 'I know', 'nowhere', 'Todays', $$ yesterdays $$",
     ] {
         assert_eq!(look(sql.as_bytes(), true), None, "{sql}");
     }
@@ -122,6 +123,13 @@ fn marks_of_statements() {
         ("BEGIN; COMMIT", Marks::TRANSACTION),
         ("SELECT 1; /* ; */ DROP TABLE x", Marks::TEMPORARY),
         ("SELECT U&\"set!005fconfig\" UESCAPE '!' ('a', 'b', false)", Marks::OPAQUE),
+        ("SELECT 'now'::timestamptz", Marks::MOMENT),
+        ("SELECT date '\tToday', 1", Marks::MOMENT),
+        ("SELECT E'now'::timestamptz", Marks::MOMENT),
+        ("SELECT $$tomorrow$$::date", Marks::MOMENT),
+        ("SELECT '10:00 yesterday'::timestamp", Marks::MOMENT),
+        ("SELECT '{2000-01-01,today}'::date[]", Marks::MOMENT),
+        ("SELECT x FROM t WHERE y <@ '[today,)'::daterange", Marks::MOMENT),
     ] {
         assert_eq!(marks(sql), expected, "{sql}");
         assert_eq!(marks(&sql.to_ascii_uppercase()), expected, "{sql}");

@@ -133,16 +133,25 @@ pub fn has(text: &[u8], word: &[u8]) -> bool {
     text.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word))
 }
 
-/// Whether a string in quotes begins with a word for a moment.
-#[inline(always)]
+/// Longer strings are no dates, not even an array of them.
+const MAX_DATES: usize = 1024;
+
+/// Whether a string, as it stands in the text, has a word for a moment in it: by itself, beside a time of day, or in an array
+/// or a range. Escapes are not read.
 pub fn is_moment(literal: &[u8]) -> bool {
-    let Some(text) = literal.get(1..) else { return false };
-    matches!(text.first(), Some(b'n' | b'N' | b't' | b'T' | b'y' | b'Y' | b' '))
-        && [&b"now"[..], b"today", b"tomorrow", b"yesterday"].iter().any(|word| {
-            let text = text.trim_ascii_start();
-            text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
-                && text.get(word.len()).is_none_or(|next| !next.is_ascii_alphanumeric())
-        })
+    let ends_here = |(at, byte): (usize, &u8)| {
+        matches!(byte | 0x20, b'w' | b'y')
+            && !literal.get(at + 1).is_some_and(u8::is_ascii_alphabetic)
+            && ends_in_moment(&literal[..=at])
+    };
+    literal.len() <= MAX_DATES && literal.iter().enumerate().any(ends_here)
+}
+
+fn ends_in_moment(text: &[u8]) -> bool {
+    [&b"now"[..], b"today", b"tomorrow", b"yesterday"].iter().any(|word| {
+        let (before, last) = text.split_at(text.len().saturating_sub(word.len()));
+        last.eq_ignore_ascii_case(word) && !before.last().is_some_and(u8::is_ascii_alphabetic)
+    })
 }
 
 /// Words that change session state inside the body of a DO block, in whatever place and string they stand there.
