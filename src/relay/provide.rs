@@ -44,10 +44,11 @@ impl Flow {
     }
 
     /// The pool's copy of an unnamed statement that comes again and again, where it can be prepared under a name: nothing
-    /// precedes it that could fail, and keep it from replacing the one before.
+    /// precedes it that could fail, and keep it from replacing the one before; and no transaction is open, in which a function
+    /// may have made a temporary table that hides another one.
     pub(super) fn recurring(&self, rest: &[u8]) -> Option<Arc<Statement>> {
         let may_fail = self.expected.iter().any(|expected| !matches!(expected, Expected::Ahead));
-        if !self.limits.cache_unnamed || self.status == TransactionStatus::Failed || may_fail {
+        if !self.limits.cache_unnamed || self.status != TransactionStatus::Idle || may_fail {
             return None;
         }
         let text = || cstr(rest).map_or(rest, |(text, _)| text);

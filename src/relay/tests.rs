@@ -203,9 +203,9 @@ fn an_unnamed_statement_that_recurs_is_prepared_once() {
     line.client(&message(b'Q', b"SELECT 1\0"));
     line.server(&[(b'C', b"SELECT 1\0"), READY]);
     assert!(is_gone(&line));
-    // Neither where parameters are set for the transaction alone, nor behind what may fail.
-    line.client(&message(b'Q', b"BEGIN; SET LOCAL x.y = 1\0"));
-    line.server(&[(b'C', b"BEGIN\0"), (b'C', b"SET\0"), (b'Z', b"T")]);
+    // Neither in a transaction block, nor behind what may fail.
+    line.client(&message(b'Q', b"BEGIN; SELECT f()\0"));
+    line.server(&[(b'C', b"BEGIN\0"), (b'C', b"SELECT 1\0"), (b'Z', b"T")]);
     assert_eq!(line.client(&batch).0, batch);
     line.server(&answers);
     line.client(&all(&[(b'D', b"Pportal\0")]));
