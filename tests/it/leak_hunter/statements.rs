@@ -260,7 +260,14 @@ impl Maker<'_> {
             "DROP SEQUENCE IF EXISTS ids",
             "SELECT nextval('ids')",
         ];
-        self.begin_or_go_on("temporary", &create, &go_on)
+        let sql = self.begin_or_go_on("temporary", &create, &go_on);
+        // Whether a statement that was prepared before sees it depends on how long the backend has lived
+        // (docs/POOLING.md).
+        let prepared = self.known.statements.values().any(|sql| sql.contains("thing"));
+        if sql.contains("TABLE thing") && (prepared || self.known.pins.contains("prepared")) {
+            return "CREATE TEMP TABLE mine (x int, note text)".to_owned();
+        }
+        sql
     }
 
     fn lock(&mut self) -> String {
