@@ -54,8 +54,20 @@ impl Ground {
         ground.sql("postgres", "CREATE DATABASE twin TEMPLATE app OWNER app_owner").await;
         for database in ["app", "twin"] {
             ground.sql("postgres", &settings(database)).await;
+            ground.make_temporary_schemas(database).await;
         }
         ground
+    }
+
+    /// A new schema makes PostgreSQL analyse all prepared statements of its database again, and read their literals anew: so
+    /// those of temporary objects, one for each backend at a time, are made beforehand.
+    async fn make_temporary_schemas(&self, database: &str) {
+        let mut backends = Vec::new();
+        for _ in 0..40 {
+            let backend = self.postgres.connect(database).await.expect("fewer than max_connections");
+            backend.batch_execute("CREATE TEMP TABLE mine ()").await.expect("a superuser may");
+            backends.push(backend);
+        }
     }
 
     /// Makes both databases what they were at first.
