@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::scalar::{Address, Cidr, FileMode, Moment, OptionalAddress, Period, Separator, Size, SystemIdentifier};
 use super::secret::{Reference, Verifier};
-use super::{InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode};
+use super::{Access, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode};
 
 /// Folder of certificates, unless another one is named; only then it has to exist.
 pub(super) const CERTIFICATES: &str = "certs";
@@ -40,6 +40,7 @@ pub(super) struct File {
     pub http: Http,
     pub log: Log,
     pub drain: Drain,
+    pub admin: Admin,
     pub tenants_dir: PathBuf,
     pub instances: BTreeMap<String, Instance>,
     pub tenants: BTreeMap<String, Tenant>,
@@ -57,6 +58,7 @@ impl Default for File {
             http: Http::default(),
             log: Log::default(),
             drain: Drain::default(),
+            admin: Admin::default(),
             tenants_dir: TENANTS_DIR.into(),
             instances: BTreeMap::new(),
             tenants: BTreeMap::new(),
@@ -274,6 +276,27 @@ pub(super) struct Drain {
 impl Default for Drain {
     fn default() -> Self {
         Drain { timeout: seconds(30) }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Admin {
+    pub roles: BTreeMap<String, AdminRole>,
+}
+
+/// `[admin.roles.<name>]`.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct AdminRole {
+    pub access: Access,
+    pub verifier: Option<Verifier>,
+    pub password: Option<Reference>,
+}
+
+impl Default for AdminRole {
+    fn default() -> Self {
+        AdminRole { access: Access::Stats, verifier: None, password: None }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! This module knows nobody above it: it holds plain data. Secrets are held as [`Secret`] and never printed.
 
+mod admin;
 mod document;
 mod file;
 mod layers;
@@ -34,6 +35,9 @@ pub use secret::Secret;
 pub struct Config {
     /// Every file that was read, for the watcher: `proxy.toml`, the tenants' folder, secrets, certificates.
     pub sources: Vec<PathBuf>,
+    /// What was set in `proxy.toml` or over it, as text by dotted key: what an operator is shown. No tenants, instances
+    /// or roles, which have secrets.
+    pub written: BTreeMap<String, String>,
     pub listen: Listen,
     pub tls: Tls,
     pub routing: Routing,
@@ -43,6 +47,7 @@ pub struct Config {
     pub http: Http,
     pub log: Log,
     pub drain: Drain,
+    pub admin: Admin,
     pub instances: BTreeMap<String, Arc<Instance>>,
     pub tenants: BTreeMap<String, Arc<Tenant>>,
 }
@@ -124,6 +129,17 @@ pub enum PoolMode {
     Transaction,
     Session,
     Statement,
+}
+
+impl PoolMode {
+    /// As it is written.
+    pub fn text(self) -> &'static str {
+        match self {
+            PoolMode::Transaction => "transaction",
+            PoolMode::Session => "session",
+            PoolMode::Statement => "statement",
+        }
+    }
 }
 
 /// Pool settings, `[pool]`; each may be overridden in a tenant's `[pool]` table, see [`TenantPool`].
@@ -226,6 +242,32 @@ pub struct Log {
 pub struct Drain {
     /// After SIGTERM, how long transactions may take to finish; default 30 s.
     pub timeout: Duration,
+}
+
+/// Who may use the admin console; nobody by default, and then there is none.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Admin {
+    pub roles: BTreeMap<String, AdminRole>,
+}
+
+/// What a role of the console may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Look, with SHOW and EXPLAIN.
+    Stats,
+    /// Everything.
+    Admin,
+}
+
+/// One role of the console, `[admin.roles.<name>]`; it has one of both secrets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdminRole {
+    /// Default stats.
+    pub access: Access,
+    /// `SCRAM-SHA-256$…`; not checked here beyond its prefix.
+    pub verifier: Option<Secret>,
+    pub password: Option<Secret>,
 }
 
 /// One PostgreSQL server that holds tenant databases, `[instances.<name>]`.

@@ -12,7 +12,7 @@ use super::problem::{ConfigError, Gathered, Scope};
 use super::scalar::Period;
 use super::{
     Auth, Config, Drain, Http, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode,
-    layers, pool, read, tenants,
+    admin, layers, pool, read, tenants,
 };
 
 /// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
@@ -54,6 +54,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let http = Http { address: file.http.address.0, max_tenant_series: file.http.max_tenant_series };
     let log = log(file.log, scope.enter("log"));
     let drain = Drain { timeout: file.drain.timeout.0 };
+    let admin = admin::resolve(file.admin, file.routing.user_suffix.0, scope.enter("admin"));
 
     let mut instances_scope = scope.enter("instances");
     let instances: BTreeMap<String, Arc<Instance>> = file
@@ -69,7 +70,8 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let routing = routing(file.routing, &ids, scope.enter("routing"));
 
     let sources: Vec<PathBuf> = std::mem::take(&mut gathered.sources).into_iter().collect();
-    Config { sources, listen, tls, routing, auth, pool, limits, http, log, drain, instances, tenants }
+    let written = admin::written(&document.values);
+    Config { sources, written, listen, tls, routing, auth, pool, limits, http, log, drain, admin, instances, tenants }
 }
 
 /// A time limit that must not be zero, which some would read as "none".

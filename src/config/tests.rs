@@ -42,7 +42,8 @@ fn load_in(folder: &Path, environment: &[(&str, &str)], overrides: &[(&str, &str
 
 fn load_text(proxy: &str) -> Config {
     let folder = folder(&[("proxy.toml", proxy)]);
-    Config { sources: Vec::new(), ..load_in(folder.path(), &[], &[]).unwrap_or_else(|error| panic!("{error}")) }
+    let config = load_in(folder.path(), &[], &[]).unwrap_or_else(|error| panic!("{error}"));
+    Config { sources: Vec::new(), written: BTreeMap::new(), ..config }
 }
 
 fn complaint(folder: &TempDir, environment: &[(&str, &str)], overrides: &[(&str, &str)]) -> String {
@@ -113,6 +114,7 @@ const SURROUNDINGS: &[(&str, &str)] = &[
     ("run/.keep", ""),
     ("certs/wildcard.crt", ""),
     ("pg1-ca.crt", ""),
+    ("ops.verifier", VERIFIER),
     ("tenants.d/acme-clients.crt", ""),
     ("tenants.d/acme-app.verifier", "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy\n"),
     ("tenants.d/acme-query.password", "ask\n"),
@@ -126,7 +128,8 @@ fn shipped_tenant_example_loads_as_it_is_and_with_every_key() {
         [(INSTANCE.to_owned(), example.clone()), (uncommented(&shipped("proxy.toml")), uncommented(&example))]
     {
         let folder = folder(&[SURROUNDINGS, &[("proxy.toml", &proxy), ("tenants.d/acme.toml", &record)]].concat());
-        let config = load_in(folder.path(), &[("ACME_BATCH_PASSWORD", "toil")], &[]).unwrap();
+        let config =
+            load_in(folder.path(), &[("ACME_BATCH_PASSWORD", "toil"), ("EXPORTER_PASSWORD", "look")], &[]).unwrap();
         let tenant = &config.tenants["acme"];
         assert_eq!(tenant.database, "acme");
         assert_eq!(tenant.roles["app"].verifier, Some(Secret::new(VERIFIER)));
@@ -139,6 +142,8 @@ fn shipped_tenant_example_loads_as_it_is_and_with_every_key() {
             assert_eq!(config.instances["pg1"].system_identifier, Some(7412345678901234567));
             assert_eq!(config.instances["pg1"].tls, InstanceTls::VerifyFull);
             assert_eq!(config.routing.databases["shop"], "initech");
+            assert_eq!(config.admin.roles["ops"].access, Access::Admin);
+            assert_eq!(config.admin.roles["exporter"].password, Some(Secret::new("look")));
         }
         assert!(config.sources.contains(&folder.path().join("tenants.d")));
         assert!(config.sources.contains(&folder.path().join("tenants.d/acme-app.verifier")));
