@@ -3,8 +3,9 @@
 use clap::Args;
 
 use super::ConfigArgs;
-use crate::config::{self, Config, PoolMode};
-use crate::tenant::route::{Hints, database, route};
+use crate::config;
+use crate::tenant::explain::explain;
+use crate::tenant::route::Hints;
 use crate::wire::StartupOptions;
 
 #[derive(Debug, Args)]
@@ -40,37 +41,8 @@ pub fn run(args: RouteArgs) -> anyhow::Result<()> {
         database: args.database,
         certificate: args.certificate,
     };
-    print!("{}", explain(&hints, &options, &config)?);
-    Ok(())
-}
-
-fn explain(hints: &Hints, options: &StartupOptions, config: &Config) -> anyhow::Result<String> {
-    let route = route(hints, &config.routing, |tenant| config.tenants.contains_key(tenant))?;
-    let Some(tenant) = config.tenants.get(&route.tenant) else {
-        anyhow::bail!("{} names tenant \"{}\", and there is no such tenant", route.rule, route.tenant);
-    };
-    let Some(database) = database(&route, &hints.user, tenant) else {
-        let name = route.database.unwrap_or_default();
-        anyhow::bail!("tenant {}: database \"{name}\" is not in its record ({})", tenant.id, tenant.source.display());
-    };
-    if tenant.pool.mode != PoolMode::Session {
-        options.settings()?;
+    for (what, value) in explain(&hints, &options, &config)? {
+        println!("{what:<9} {value}");
     }
-    let role = tenant.service.as_ref().map_or(&route.role, |service| &service.user);
-    let mode = match tenant.pool.mode {
-        PoolMode::Transaction => "transaction",
-        PoolMode::Session => "session",
-        PoolMode::Statement => "statement",
-    };
-    Ok(format!(
-        "tenant    {}\nrule      {}\nrole      {}\npool      database {database}, role {role}, {mode} mode, at most {} of \
-         the tenant's {} backends\ninstance  {} at {}\n",
-        tenant.id,
-        route.rule,
-        route.role,
-        tenant.pool.max_backends_per_role,
-        tenant.pool.max_backends,
-        tenant.instance.name,
-        tenant.instance.address,
-    ))
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Tenants: who they are, how a connection names one, and how its roles are checked.
 
+pub mod explain;
 mod registry;
 pub mod route;
 mod verifiers;
