@@ -3,15 +3,19 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Instant, SystemTime};
 
 use atomic_waker::AtomicWaker;
 use dashmap::DashMap;
 use subtle::ConstantTimeEq;
 
-use crate::backend::CancelKey;
+use crate::backend::{CancelKey, Pins};
+use crate::net::stream::TlsFacts;
+use crate::pool::Pool;
 use crate::tenant::Tenant;
 
 /// What a session can be told. Later ones win.
@@ -65,10 +69,45 @@ pub struct Session {
     pub id: u32,
     pub key: SessionKey,
     pub tenant: Arc<Tenant>,
+    pub about: About,
     order: AtomicU8,
     cancel: Mutex<Cancel>,
+    pinned: Mutex<Option<PinnedTo>>,
     /// The session's task, which waits for a change of these.
     waker: AtomicWaker,
+}
+
+/// Who a session's client is, for people who look. As it logged in: what it sets later is not followed.
+#[derive(Debug)]
+pub struct About {
+    pub role: String,
+    pub pool: Arc<Pool>,
+    /// None on a Unix socket.
+    pub address: Option<SocketAddr>,
+    /// Version and cipher suite.
+    pub tls: Option<TlsFacts>,
+    /// At most 63 bytes, as PostgreSQL keeps of it.
+    pub application_name: Box<str>,
+    pub since: SystemTime,
+    /// The backend of a session that has one to itself from its login on.
+    pub own: Option<Arc<CancelKey>>,
+}
+
+/// A session that keeps its backend in transaction mode.
+#[derive(Debug, Clone)]
+pub struct PinnedTo {
+    pub pins: Pins,
+    pub since: Instant,
+    pub backend: Arc<CancelKey>,
+}
+
+/// What a session is doing.
+#[derive(Debug, Clone)]
+pub enum Activity {
+    Idle,
+    /// For a backend.
+    Waiting,
+    Active(Arc<CancelKey>),
 }
 
 impl fmt::Debug for Session {
@@ -115,6 +154,7 @@ impl Sessions {
     pub fn register(
         self: &Arc<Self>,
         tenant: Arc<Tenant>,
+        about: About,
         pid: Option<u32>,
         secret_length: usize,
     ) -> Result<Registration, getrandom::Error> {
@@ -132,8 +172,10 @@ impl Sessions {
                     id: self.fresh_id(),
                     key,
                     tenant,
+                    about,
                     order: AtomicU8::new(0),
                     cancel: Mutex::default(),
+                    pinned: Mutex::default(),
                     waker: AtomicWaker::new(),
                 });
                 vacant.insert(session.clone());
@@ -156,12 +198,22 @@ impl Sessions {
         self.live.len()
     }
 
-    /// Tells every session that `chosen` picks.
-    pub fn order(&self, order: Order, chosen: impl Fn(&Session) -> bool) {
+    /// All of them, in the order in which they came.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        let mut all: Vec<_> = self.live.iter().map(|entry| entry.value().clone()).collect();
+        all.sort_unstable_by_key(|session| session.id);
+        all
+    }
+
+    /// Tells every session that `chosen` picks, and says how many there were.
+    pub fn order(&self, order: Order, chosen: impl Fn(&Session) -> bool) -> usize {
+        let mut told = 0;
         for session in self.live.iter().filter(|entry| chosen(entry.value())) {
             session.order.fetch_max(order as u8, Ordering::AcqRel);
             session.waker.wake();
+            told += 1;
         }
+        told
     }
 
     /// Carries out a CancelRequest: exactly the query that the session runs now, or its wait for a backend.
@@ -244,6 +296,33 @@ impl Session {
                 Some(UnderWay::Backend(Flight { session: self.clone(), key }))
             }
         }
+    }
+
+    /// What it is doing now.
+    pub fn activity(&self) -> Activity {
+        match &self.cancel().target {
+            Target::Nothing => Activity::Idle,
+            Target::Waiting => Activity::Waiting,
+            Target::Backend(key) => Activity::Active(key.clone()),
+        }
+    }
+
+    /// It keeps its backend in transaction mode from now on; none: no longer.
+    pub fn pin(&self, pinned: Option<PinnedTo>) {
+        *self.pinned.lock().unwrap_or_else(PoisonError::into_inner) = pinned;
+    }
+
+    /// Why it keeps its backend, and since when.
+    pub fn pinned(&self) -> Option<PinnedTo> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The backend that it works on, or keeps.
+    pub fn backend(&self) -> Option<Arc<CancelKey>> {
+        if let Activity::Active(key) = self.activity() {
+            return Some(key);
+        }
+        self.pinned().map(|pinned| pinned.backend).or_else(|| self.about.own.clone())
     }
 
     /// From now on a cancel request ends the wait for a backend: [`Session::poll_wait_is_over`] says so.

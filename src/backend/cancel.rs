@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,6 +18,7 @@ pub struct CancelKey {
     place: Arc<Place>,
     pid: i32,
     secret: Vec<u8>,
+    opened: SystemTime,
 }
 
 impl fmt::Debug for CancelKey {
@@ -28,12 +29,17 @@ impl fmt::Debug for CancelKey {
 
 impl CancelKey {
     pub fn new(place: Arc<Place>, pid: i32, secret: Vec<u8>) -> Self {
-        CancelKey { place, pid, secret }
+        CancelKey { place, pid, secret, opened: SystemTime::now() }
     }
 
     /// The process id that the instance gave the backend.
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// When the backend was opened, nearly: its key comes at the end of its login.
+    pub fn opened(&self) -> SystemTime {
+        self.opened
     }
 
     pub fn instance(&self) -> &str {

@@ -74,6 +74,26 @@ impl AsyncWrite for Socket {
     }
 }
 
+/// A TLS connection's version and cipher suite; shown as PgBouncer does, `TLSv1.3/TLS_AES_256_GCM_SHA384`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TlsFacts {
+    version: rustls::ProtocolVersion,
+    suite: rustls::CipherSuite,
+}
+
+impl std::fmt::Display for TlsFacts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let version = match self.version {
+            rustls::ProtocolVersion::TLSv1_3 => "TLSv1.3",
+            _ => "TLSv1.2",
+        };
+        match self.suite.as_str() {
+            Some(suite) => write!(f, "{version}/{}", suite.replace("TLS13_", "TLS_")),
+            None => f.write_str(version),
+        }
+    }
+}
+
 /// A socket with its encryption settled.
 #[derive(Debug)]
 pub enum Stream {
@@ -87,6 +107,13 @@ pub enum Stream {
 impl Stream {
     pub fn is_tls(&self) -> bool {
         !matches!(self, Stream::Plain(_))
+    }
+
+    /// What was agreed on with a client.
+    pub fn tls_facts(&self) -> Option<TlsFacts> {
+        let Stream::Accepted(stream) = self else { return None };
+        let connection = stream.get_ref().1;
+        Some(TlsFacts { version: connection.protocol_version()?, suite: connection.negotiated_cipher_suite()?.suite() })
     }
 }
 

@@ -10,14 +10,21 @@ use tokio::sync::oneshot;
 use super::Pool;
 use super::checkout::Checkout;
 use super::ledger::{self, Bound, Counts, Effect, Ledger, PoolKey, PoolSettings, RoleKey, Slot, TenantKey, Ticket};
-use crate::backend::{Backend, ConnectError};
+use crate::backend::{Backend, CancelKey, ConnectError};
 use crate::config;
 use crate::metrics::{ConnectResult, InstanceMetrics};
 use crate::net::{DialError, InstanceTlsError, Place};
 
 /// What a waiter gets in the end.
 pub(super) type Granted = Result<Checkout, Arc<ConnectError>>;
-type Waiter = oneshot::Sender<Granted>;
+
+/// Somebody who waits for a backend.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    granted: oneshot::Sender<Granted>,
+    since: Instant,
+}
+
 type Effects = ledger::Effects<Box<Backend>, Waiter, Arc<ConnectError>>;
 
 /// See the module. The lock is held for bookkeeping only, never across an await or a system call.
@@ -158,7 +165,7 @@ impl InstancePools {
             let waiter = || {
                 let (sender, granted) = oneshot::channel();
                 receiver = Some(granted);
-                sender
+                Waiter { granted: sender, since: now }
             };
             match books.ledger.checkout(pool, now, waiter, effects) {
                 ledger::Checkout::Ready(slot) => Asked::Ready(slot),
@@ -189,6 +196,14 @@ impl InstancePools {
 
     pub fn counts(&self, pool: PoolKey) -> Counts {
         self.with(|books, _| books.ledger.counts(pool))
+    }
+
+    pub fn idle(&self, pool: PoolKey) -> Vec<Arc<CancelKey>> {
+        self.with(|books, _| books.ledger.idle(pool).iter().map(|slot| slot.backend.cancel.clone()).collect())
+    }
+
+    pub fn waits_since(&self, pool: PoolKey) -> Option<Instant> {
+        self.with(|books, _| books.ledger.first_waiter(pool).map(|waiter| waiter.since))
     }
 
     pub fn is_empty(&self, tenant: TenantKey) -> bool {
@@ -246,14 +261,14 @@ impl Task {
                 // A waiter that left in this very moment gives the backend back unused.
                 let since = slot.idle_since;
                 let granted = Checkout::new(pool, slot, since);
-                if let Err(Ok(unused)) = waiter.send(Ok(granted)) {
+                if let Err(Ok(unused)) = waiter.granted.send(Ok(granted)) {
                     unused.release();
                 }
             }
             Task::Open(pool) => pool.spawn_connect(),
             Task::Close(pool, backend) => spawn_close(pool, backend, false),
             // Gone already: nobody left to tell.
-            Task::Fail(waiter, error) => drop(waiter.send(Err(error))),
+            Task::Fail(waiter, error) => drop(waiter.granted.send(Err(error))),
         }
     }
 }

@@ -318,6 +318,16 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         }
     }
 
+    /// The pool's idle backends, the one used last at the end.
+    pub fn idle(&self, pool: PoolKey) -> &[Slot<B>] {
+        self.pools.get(&pool.0).map_or(&[], |pool| &pool.idle)
+    }
+
+    /// Who has waited longest.
+    pub fn first_waiter(&self, pool: PoolKey) -> Option<&W> {
+        self.pools.get(&pool.0)?.waiters.values().next()
+    }
+
     /// Asks for a backend: the most recently used idle one, or a place in the queue.
     pub fn checkout(
         &mut self,

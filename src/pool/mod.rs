@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 pub use checkout::{Checkout, CheckoutError, Patience};
 pub use ledger::Counts;
 
-use crate::backend::{ConnectError, Login, Parameters, Settings, Statements, Target};
+use crate::backend::{CancelKey, ConnectError, Login, Parameters, Settings, Statements, Target};
 use crate::config;
 use crate::metrics::{Held, Metrics};
 use crate::net::InstanceTlsError;
@@ -240,6 +240,20 @@ impl Pools {
         of_tenant.map(|pools| pools.counts()).unwrap_or_default()
     }
 
+    /// A tenant's pools that there are now.
+    pub fn pools(&self, tenant: &Arc<Tenant>) -> Vec<Arc<Pool>> {
+        let of_tenant = self.shared().tenants.get(&address(tenant)).cloned();
+        of_tenant.map(|pools| pools.pools()).unwrap_or_default()
+    }
+
+    /// Closes a tenant's idle backends; the others go at their release.
+    pub fn evict(&self, tenant: &Arc<Tenant>) {
+        let of_tenant = self.shared().tenants.get(&address(tenant)).cloned();
+        if let Some(pools) = of_tenant {
+            pools.evict();
+        }
+    }
+
     /// Whether the tenant has no backend left, closing ones included.
     pub fn is_empty(&self, tenant: &Arc<Tenant>) -> bool {
         let of_tenant = self.shared().tenants.get(&address(tenant)).cloned();
@@ -370,6 +384,21 @@ impl RolePools {
 impl Pool {
     pub fn counts(&self) -> Counts {
         self.instance.counts(self.key)
+    }
+
+    /// Where its backends are.
+    pub fn instance_name(&self) -> &str {
+        self.instance.name()
+    }
+
+    /// Its idle backends.
+    pub fn idle(&self) -> Vec<Arc<CancelKey>> {
+        self.instance.idle(self.key)
+    }
+
+    /// Since when the client waits that has waited longest.
+    pub fn waits_since(&self) -> Option<Instant> {
+        self.instance.waits_since(self.key)
     }
 
     /// The histograms of its instance.

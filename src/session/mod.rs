@@ -61,6 +61,14 @@ pub enum Peer {
 }
 
 impl Peer {
+    /// None on a Unix socket.
+    pub fn address(self) -> Option<SocketAddr> {
+        match self {
+            Peer::Tcp(address) => Some(address),
+            Peer::Unix => None,
+        }
+    }
+
     /// The address that counts for allow-lists and back-off.
     pub fn ip(self) -> IpAddr {
         match self {

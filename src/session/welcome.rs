@@ -2,16 +2,18 @@
 //! are not known yet, or when the client keeps it.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::BytesMut;
 
 use super::authenticate::Proven;
+use super::startup::Startup;
 use super::{Client, Context, Rejection};
-use crate::backend::{CommandError, Parameters, Settings};
+use crate::backend::{CancelKey, CommandError, Parameters, Settings};
 use crate::config::PoolMode;
 use crate::metrics::{AuthMethod, AuthResult, ProtocolViolation};
 use crate::pool::{Checkout, CheckoutError, Pool, PoolName, Welcome};
-use crate::sessions::{Order, Registration};
+use crate::sessions::{About, Order, Registration};
 use crate::tenant::Tenant;
 use crate::wire::{OptionsError, PgError, Severity, StartupParameters, messages, sqlstate};
 
@@ -32,6 +34,7 @@ pub struct Welcomed {
 
 pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context) -> Result<Welcomed, Rejection> {
     let Proven { tenant, role, database, backend_role, login, startup } = proven;
+    let application_name = application_name(&startup);
     let mut mode = tenant.record().pool.mode;
     if startup.replication.is_some() {
         mode = PoolMode::Session;
@@ -50,8 +53,18 @@ pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context)
         unavailable(PgError::fatal(sqlstate::CONNECTION_FAILURE, "could not connect to the tenant's database"))
     })?;
     let secret_length = startup.protocol.cancel_key_length();
-    let register = |pid| {
-        let registration = context.sessions.register(tenant.clone(), pid, secret_length);
+    let register = |own: Option<Arc<CancelKey>>| {
+        let pid = own.as_ref().map(|key| key.pid().cast_unsigned()).filter(|pid| *pid != 0);
+        let about = About {
+            role: role.clone(),
+            pool: pool.clone(),
+            address: client.peer.address(),
+            tls: client.stream.stream().tls_facts(),
+            application_name: application_name.clone(),
+            since: SystemTime::now(),
+            own,
+        };
+        let registration = context.sessions.register(tenant.clone(), about, pid, secret_length);
         registration.map_err(|error| unavailable(PgError::fatal("XX000", format!("no random bytes: {error}"))))
     };
     let answers = &mut client.answers;
@@ -60,8 +73,7 @@ pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context)
         answers.extend_from_slice(&backend.notices);
         let told = backend.state.parameters.clone();
         report(answers, &told);
-        let pid = backend.cancel.pid().cast_unsigned();
-        (register(Some(pid).filter(|pid| *pid != 0))?, Arc::new(settings), told, Some(backend))
+        (register(Some(backend.cancel.clone()))?, Arc::new(settings), told, Some(backend))
     } else {
         let registration = register(None)?;
         let (settings, welcome) = match pool.welcome(&settings) {
@@ -80,6 +92,13 @@ pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context)
         context.sessions.order(Order::Finish, |session| session.id == registration.id);
     }
     Ok(Welcomed { tenant, role, pool, mode, settings, told, registration, kept })
+}
+
+/// Cut off to 63 bytes, as PostgreSQL does (NAMEDATALEN - 1).
+fn application_name(startup: &Startup) -> Box<str> {
+    let name = startup.settings.as_ref().ok().and_then(|settings| settings.get("application_name")).unwrap_or_default();
+    let end = name.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 63).last();
+    name[..end.unwrap_or_default()].into()
 }
 
 fn report(answers: &mut BytesMut, parameters: &Parameters) {

@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{End, Serving};
-use crate::backend::{Backend, CommandError, Doubt, Pins, Settings};
+use crate::backend::{Backend, CancelKey, CommandError, Doubt, Pins, Settings};
 use crate::metrics::{Label, Pin};
 use crate::pool::{Checkout, Pool};
+use crate::sessions::{PinnedTo, Session};
 use crate::wire::PgError;
 
 /// A client that holds its backend, counted until it is dropped.
@@ -15,15 +16,23 @@ pub(super) struct Pinned {
     pub pins: Pins,
     pub since: Instant,
     pool: Arc<Pool>,
+    session: Arc<Session>,
 }
 
 impl Pinned {
-    fn new(pool: &Arc<Pool>) -> Self {
+    fn new(pool: &Arc<Pool>, session: &Arc<Session>) -> Self {
         pool.tenant.stats.pins.fetch_add(1, Ordering::Relaxed);
-        Pinned { pins: Pins::NONE, since: Instant::now(), pool: pool.clone() }
+        Pinned { pins: Pins::NONE, since: Instant::now(), pool: pool.clone(), session: session.clone() }
     }
 
-    fn set(&mut self, pins: Pins) {
+    fn set(&mut self, pins: Pins, backend: &Arc<CancelKey>) {
+        if self.pins != pins {
+            self.session.pin(Some(PinnedTo { pins, since: self.since, backend: backend.clone() }));
+            self.count(pins);
+        }
+    }
+
+    fn count(&mut self, pins: Pins) {
         for pin in Pin::ALL.iter().copied() {
             let change = i64::from(pins.contains(pin)) - i64::from(self.pins.contains(pin));
             if change != 0 {
@@ -36,7 +45,8 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.set(Pins::NONE);
+        self.session.pin(None);
+        self.count(Pins::NONE);
         self.pool.tenant.stats.pins.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -65,7 +75,8 @@ impl Serving {
             checkout.release_at(now);
             return Ok(());
         }
-        self.pinned.get_or_insert_with(|| Pinned::new(&self.session.pool)).set(pins);
+        let (pool, session) = (&self.session.pool, &self.session.registration);
+        self.pinned.get_or_insert_with(|| Pinned::new(pool, session)).set(pins, &checkout.cancel);
         if let Some(error) = self.too_many_pins() {
             Box::pin(self.leave(checkout)).await;
             return Err(End::Told(error));
