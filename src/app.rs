@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::admin::console::{Console, Request, Shutdown};
 use crate::admin::http::{self, Probe};
 use crate::auth::{Backoff, Mock};
 use crate::config::Config;
@@ -32,6 +34,7 @@ pub struct App {
     source: Source,
     addresses: Vec<SocketAddr>,
     http_address: Option<SocketAddr>,
+    told_to_end: watch::Receiver<Option<Shutdown>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -47,7 +50,8 @@ impl App {
         let workers = Arc::new(Workers::start(config.listen.workers).context("cannot start worker threads")?);
         let listeners = Listeners::bind(&config.listen)?;
         let addresses = listeners.addresses();
-        let context = Arc::new(context(&config, metrics, workers));
+        let (console, requests) = Console::new();
+        let context = Arc::new(context(&config, metrics, workers, console));
         reload::publish(loaded, &context);
         context.metrics.loaded();
 
@@ -64,12 +68,14 @@ impl App {
             }
             None => None,
         };
+        let (shutdown, told_to_end) = watch::channel(None);
+        tasks.push(tokio::spawn(serve_console(requests, source.clone(), context.clone(), shutdown)));
         listeners.spawn(&context);
         match reload::watch(source.clone(), context.clone()) {
             Ok(task) => tasks.push(task),
             Err(error) => tracing::warn!(%error, "cannot watch the configuration: send SIGHUP after changes"),
         }
-        Ok(App { context, source, addresses, http_address, tasks })
+        Ok(App { context, source, addresses, http_address, told_to_end, tasks })
     }
 
     /// Where clients connect; free ports that were asked for are known now.
@@ -87,6 +93,24 @@ impl App {
     /// What is wrong with it; the last good one stays in force.
     pub fn reload(&self) -> Result<(), LoadError> {
         reload::reload(&self.source, &self.context)
+    }
+
+    /// Waits until the console is told to shut down.
+    pub async fn told_to_end(&self) -> Shutdown {
+        let mut told = self.told_to_end.clone();
+        match told.wait_for(Option::is_some).await {
+            Ok(how) => how.unwrap_or(Shutdown::Transactions),
+            // The console is gone, and tells nobody any more.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Stops accepting, and waits until the last client has left of itself.
+    pub async fn clients_gone(&self) {
+        tracing::info!(sessions = self.context.sessions.count(), "waiting for clients to leave");
+        self.context.metrics.set_draining();
+        self.context.drain.advance(Phase::Draining);
+        all_gone(&self.context).await;
     }
 
     /// Stops accepting, lets transactions finish, closes sessions with 57P01. Returns when all are gone, when
@@ -119,7 +143,7 @@ impl App {
     }
 }
 
-fn context(config: &Config, metrics: Arc<Metrics>, workers: Arc<Workers>) -> Context {
+fn context(config: &Config, metrics: Arc<Metrics>, workers: Arc<Workers>, console: Console) -> Context {
     let mock = Mock::new(config.auth.mock_iterations);
     Context {
         config: ArcSwap::from_pointee(config.clone()),
@@ -132,6 +156,7 @@ fn context(config: &Config, metrics: Arc<Metrics>, workers: Arc<Workers>) -> Con
         metrics,
         drain: Drain::default(),
         sessions: Arc::new(Sessions::default()),
+        console,
         workers,
         clients: ClientCap::new(config.limits.max_clients),
         mock,
@@ -144,6 +169,30 @@ async fn reap(context: Arc<Context>) {
     loop {
         tick.tick().await;
         context.pools.reap();
+        context.console.tick(&context.registry);
+    }
+}
+
+/// Does what the console cannot do itself.
+async fn serve_console(
+    mut requests: mpsc::UnboundedReceiver<Request>,
+    source: Source,
+    context: Arc<Context>,
+    shutdown: watch::Sender<Option<Shutdown>>,
+) {
+    while let Some(request) = requests.recv().await {
+        match request {
+            Request::Reload(answer) => {
+                let (source, context) = (source.clone(), context.clone());
+                // Reading thousands of files takes a while: not on a thread that serves others.
+                tokio::task::spawn_blocking(move || {
+                    let result = reload::reload(&source, &context).map_err(|error| error.to_string());
+                    // An operator who has left finds it in the log.
+                    let _ = answer.send(result);
+                });
+            }
+            Request::Shutdown(how) => _ = shutdown.send_replace(Some(how)),
+        }
     }
 }
 

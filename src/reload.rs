@@ -65,6 +65,7 @@ pub fn publish(loaded: Loaded, context: &Context) {
     warn_of_restart(&context.config.load(), &config);
     let change = context.registry.publish(&config.tenants);
     context.pools.reconfigure(&config);
+    context.console.publish(&config.admin, &context.mock);
     for tenant in change.changed.iter().chain(&change.retired) {
         context.verifiers.forget(tenant.id.as_str());
     }

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::admin::console::Shutdown;
 use crate::app::App;
 use crate::logging;
 use crate::reload::{self, Source};
@@ -31,16 +32,26 @@ async fn serve(source: Source) -> anyhow::Result<()> {
         tracing::info!(%address, "metrics and health");
     }
     notify(&[NotifyState::Ready]);
-    while let Told::Reload = signals.next().await {
-        // The log has the outcome.
-        let _ = app.reload();
-    }
+    let how = loop {
+        tokio::select! {
+            told = signals.next() => match told {
+                // The log has the outcome.
+                Told::Reload => _ = app.reload(),
+                Told::End => break Shutdown::Transactions,
+            },
+            how = app.told_to_end() => break how,
+        }
+    };
     notify(&[NotifyState::Stopping]);
+    if how == Shutdown::Clients {
+        tokio::select! {
+            () = app.clients_gone() => {}
+            () = signals.end() => {}
+        }
+    }
     app.drain(async {
-        loop {
-            if let Told::End = signals.next().await {
-                return;
-            }
+        if how != Shutdown::Now {
+            signals.end().await;
         }
     })
     .await;
@@ -74,6 +85,11 @@ impl Signals {
             interrupt: listen(SignalKind::interrupt())?,
             hang_up: listen(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits until the process is told to end.
+    async fn end(&mut self) {
+        while let Told::Reload = self.next().await {}
     }
 
     async fn next(&mut self) -> Told {

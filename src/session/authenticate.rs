@@ -36,7 +36,7 @@ pub struct Proven {
 }
 
 /// What the exchange ended in.
-enum Verdict {
+pub(super) enum Verdict {
     Proven(Option<Proof>),
     Wrong,
 }
@@ -81,7 +81,7 @@ pub(super) async fn client(client: &mut Client, candidate: Candidate, context: &
     Ok(proven)
 }
 
-fn check_backoff(client: &Client, tenant: &str, context: &Context) -> Result<(), Rejection> {
+pub(super) fn check_backoff(client: &Client, tenant: &str, context: &Context) -> Result<(), Rejection> {
     context.backoff.check(client.peer.ip(), tenant, Instant::now()).map_err(|wait| {
         let tell = PgError::fatal(sqlstate::INVALID_AUTHORIZATION, "too many failed logins from this address")
             .with_hint(format!("Try again in {} s.", wait.as_secs() + 1));
@@ -138,11 +138,21 @@ async fn prove(
         return Ok((AuthMethod::Certificate, Verdict::Proven(None)));
     }
     let verifier = credential.and_then(|credential| credential.verifier.clone());
-    let mock = || context.mock.verifier(&candidate.route.tenant, &candidate.route.role);
+    exchange(client, (&candidate.route.tenant, &candidate.route.role), verifier, context).await
+}
+
+/// The exchange that the verifier calls for; without one, that of a role of this tenant which does not exist.
+pub(super) async fn exchange(
+    client: &mut Client,
+    (tenant, role): (&str, &str),
+    verifier: Option<Verifier>,
+    context: &Context,
+) -> Result<(AuthMethod, Verdict), Rejection> {
+    let mock = || context.mock.verifier(tenant, role);
     let cleartext = context.config.load().auth.cleartext && client.tls.is_some();
     match verifier {
         _ if cleartext => {
-            let verdict = ask_password(client, &candidate.route.role, verifier, mock).await?;
+            let verdict = ask_password(client, role, verifier, mock).await?;
             Ok((AuthMethod::Cleartext, verdict))
         }
         Some(Verifier::Md5(verifier)) => {

@@ -1,6 +1,7 @@
 //! One client connection, first byte to close: the straight line through the steps.
 
 mod authenticate;
+mod console;
 mod encrypt;
 mod reject;
 mod resolve;
@@ -17,6 +18,7 @@ use bytes::BytesMut;
 
 pub use reject::{too_many_clients, turn_away};
 
+use crate::admin::console::{self as admin_console, Console, Operator};
 use crate::auth::{Backoff, Mock};
 use crate::config::Config;
 use crate::drain::Drain;
@@ -46,11 +48,26 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     pub drain: Drain,
     pub sessions: Arc<Sessions>,
+    /// The admin console.
+    pub console: Console,
     pub workers: Arc<Workers>,
     /// Sessions, from the StartupMessage on. Connections that only ask for a cancel need no place here.
     pub clients: Arc<ClientCap>,
     /// For the exchanges that cannot succeed.
     pub mock: Mock,
+}
+
+impl admin_console::Proxy for Context {
+    fn view(&self) -> admin_console::View<'_> {
+        admin_console::View {
+            config: &self.config,
+            registry: &self.registry,
+            pools: &self.pools,
+            sessions: &self.sessions,
+            drain: &self.drain,
+            console: &self.console,
+        }
+    }
 }
 
 /// Who is at the other end.
@@ -149,8 +166,12 @@ async fn on_worker(hello: encrypt::Hello<DetachedSocket>, arrival: Arrival, cont
     };
     let login = tokio::time::timeout_at(arrival.deadline.into(), login(&mut client, opening, &context)).await;
     let (welcomed, client_place) = match login.unwrap_or_else(|_| Err(Rejection::timeout())) {
-        Ok(Some(logged_in)) => logged_in,
-        Ok(None) => return reject::close(&mut client).await,
+        Ok(LoggedIn::Tenant(welcomed, place)) => (*welcomed, place),
+        Ok(LoggedIn::Console(operator)) => {
+            drop(arrival.held);
+            return admin_console::serve(client.stream, operator, client.answers, context).await;
+        }
+        Ok(LoggedIn::Nobody) => return reject::close(&mut client).await,
         Err(rejection) => {
             rejection.tell(&mut client).await;
             return rejection.note(peer, &context);
@@ -162,24 +183,31 @@ async fn on_worker(hello: encrypt::Hello<DetachedSocket>, arrival: Arrival, cont
     tokio::spawn(serve::requests(client, welcomed, arrival.begun, context, counted));
 }
 
-/// From the StartupMessage to ReadyForQuery; none when it was a cancel request.
-async fn login(
-    client: &mut Client,
-    opening: Option<Opening>,
-    context: &Arc<Context>,
-) -> Result<Option<(welcome::Welcomed, ClientPlace)>, Rejection> {
+/// What a connection has become.
+enum LoggedIn {
+    Tenant(Box<welcome::Welcomed>, ClientPlace),
+    Console(Operator),
+    /// It was a cancel request.
+    Nobody,
+}
+
+/// From the StartupMessage to ReadyForQuery.
+async fn login(client: &mut Client, opening: Option<Opening>, context: &Arc<Context>) -> Result<LoggedIn, Rejection> {
     let startup = match startup::read(client, opening, context).await? {
         Wish::Cancel { pid, secret } => {
             cancel(pid, &secret, context).await;
-            return Ok(None);
+            return Ok(LoggedIn::Nobody);
         }
         Wish::Session(startup) => startup,
     };
+    if console::is_meant(&startup.hints, context) {
+        return console::login(client, &startup, context).await.map(LoggedIn::Console);
+    }
     let place = context.clients.take().ok_or_else(Rejection::full)?;
     let candidate = resolve::tenant(client, startup, context)?;
     let proven = authenticate::client(client, candidate, context).await?;
     let welcomed = welcome::send(client, proven, context).await?;
-    Ok(Some((welcomed, place)))
+    Ok(LoggedIn::Tenant(Box::new(welcomed), place))
 }
 
 /// PostgreSQL never answers a cancel request: the connection is just closed when it was carried out.

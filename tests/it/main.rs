@@ -8,6 +8,7 @@ mod cancel;
 mod cancel_corners;
 mod client_certificates;
 mod commands;
+mod console;
 mod copy;
 mod demo;
 mod drain;

@@ -1,0 +1,68 @@
+//! The commands that change something.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::command::Act;
+use super::{Request, View};
+use crate::sessions::Order;
+use crate::tenant::Tenant;
+use crate::wire::{PgError, sqlstate};
+
+/// Carries a command out and gives the tag of its CommandComplete.
+pub(super) async fn run(act: Act, operator: &str, view: View<'_>) -> Result<&'static str, PgError> {
+    tracing::info!(operator, command = ?act, "console");
+    match act {
+        Act::Reload => reload(view).await.map(|()| "RELOAD"),
+        Act::Shutdown(how) => {
+            view.console.requests.send(Request::Shutdown(how)).map_err(|_| ending())?;
+            Ok("SHUTDOWN")
+        }
+        Act::Kill(name) => {
+            let tenant = tenant(&name, view)?;
+            view.sessions.order(Order::End, |session| Arc::ptr_eq(&session.tenant, &tenant));
+            view.pools.evict(&tenant);
+            Ok("KILL")
+        }
+        Act::KillClient(id) => match view.sessions.order(Order::End, |session| session.id == id) {
+            0 => Err(PgError::error("22023", format!("no client {id}")).with_hint("SHOW CLIENTS has their ids.")),
+            _ => Ok("KILL_CLIENT"),
+        },
+        Act::Reconnect(name) => {
+            match name {
+                Some(name) => view.pools.evict(&tenant(&name, view)?),
+                None => view.pools.evict_all(),
+            }
+            Ok("RECONNECT")
+        }
+        Act::Absent(name, remedy) => {
+            let text = format!("{} is not available in pgtenant {}", name.to_uppercase(), env!("CARGO_PKG_VERSION"));
+            Err(PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).with_hint(remedy))
+        }
+        Act::Setting(name) => {
+            let text = format!("\"{name}\" cannot be set here");
+            let hint = "Change proxy.toml, or the tenant's record; RELOAD takes it over at once.";
+            Err(PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).with_hint(hint))
+        }
+    }
+}
+
+fn tenant(name: &str, view: View<'_>) -> Result<Arc<Tenant>, PgError> {
+    view.registry.get(name).ok_or_else(|| {
+        PgError::error("3D000", format!("no such database: {name}")).with_hint("SHOW TENANTS has their names.")
+    })
+}
+
+async fn reload(view: View<'_>) -> Result<(), PgError> {
+    let (answer, answered) = oneshot::channel();
+    view.console.requests.send(Request::Reload(answer)).map_err(|_| ending())?;
+    answered.await.map_err(|_| ending())?.map_err(|wrong| {
+        let text = "configuration not reloaded, the last good one stays in force";
+        PgError::error("F0000", text).with_detail(wrong)
+    })
+}
+
+fn ending() -> PgError {
+    PgError::error(sqlstate::ADMIN_SHUTDOWN, "the proxy is ending")
+}

@@ -1,0 +1,294 @@
+//! What the console is asked: text into statements. Pure.
+
+use super::Shutdown;
+use super::reports::{self, Report};
+use crate::tenant::route::Hints;
+use crate::wire::{PgError, StartupOptions};
+
+const SYNTAX_ERROR: &str = "42601";
+
+/// Session parameters that drivers set when they connect: taken, without effect.
+const PARAMETERS: [&str; 11] = [
+    "application_name",
+    "bytea_output",
+    "client_encoding",
+    "client_min_messages",
+    "datestyle",
+    "extra_float_digits",
+    "intervalstyle",
+    "search_path",
+    "standard_conforming_strings",
+    "statement_timeout",
+    "timezone",
+];
+
+/// PgBouncer's commands that have nothing to act on here yet, and what to do instead.
+const ABSENT: [(&str, &str); 6] = [
+    ("pause", "Tenants cannot be paused yet."),
+    ("resume", "Tenants cannot be paused yet."),
+    ("suspend", "Tenants cannot be paused yet."),
+    ("disable", "Set state = \"suspended\" in the tenant's record; RELOAD takes it over at once."),
+    ("enable", "Set state = \"active\" in the tenant's record; RELOAD takes it over at once."),
+    ("wait_close", "SHOW SERVERS shows which backends are left after RECONNECT."),
+];
+
+/// One statement.
+#[derive(Debug, Clone)]
+pub(super) enum Command {
+    Show(&'static Report),
+    Help,
+    ExplainRoute(Route),
+    /// SET of a session parameter.
+    Set,
+    Begin,
+    Commit,
+    Rollback,
+    Act(Act),
+}
+
+/// A connection's hints, and its options without the tenant.
+#[derive(Debug, Clone)]
+pub(super) struct Route {
+    pub hints: Hints,
+    pub options: StartupOptions,
+}
+
+/// What changes something: for admins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Act {
+    Reload,
+    Shutdown(Shutdown),
+    Kill(String),
+    KillClient(u32),
+    /// None: all tenants.
+    Reconnect(Option<String>),
+    /// Of PgBouncer's, and not of ours yet: name, remedy.
+    Absent(&'static str, &'static str),
+    /// SET of something that is no session parameter.
+    Setting(String),
+}
+
+/// A word, or a character of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    /// Unquoted.
+    Word(String),
+    Quoted(String),
+    Sign(char),
+}
+
+/// The statements of a text, empty ones left out.
+///
+/// # Errors
+/// What PostgreSQL's clients are told of text that is no statement.
+pub(super) fn parse(text: &str) -> Result<Vec<Command>, PgError> {
+    let tokens = tokens(text)?;
+    tokens.split(|token| *token == Token::Sign(';')).filter(|tokens| !tokens.is_empty()).map(statement).collect()
+}
+
+fn statement(tokens: &[Token]) -> Result<Command, PgError> {
+    let words: Vec<String> = tokens.iter().map(Token::lower).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["show", "help"] | ["show"] => Ok(Command::Help),
+        ["show", ..] => show(&words[1..]),
+        ["explain", "route", ..] => explain_route(&tokens[2..]),
+        ["set", ..] => set(&words[1..]),
+        ["begin", ..] | ["start", "transaction", ..] => Ok(Command::Begin),
+        ["commit", ..] | ["end", ..] => Ok(Command::Commit),
+        ["rollback", ..] | ["abort", ..] => Ok(Command::Rollback),
+        _ => act(&words, tokens).map(Command::Act),
+    }
+}
+
+fn show(words: &[&str]) -> Result<Command, PgError> {
+    // `SHOW DNS HOSTS` is not PgBouncer's, but what people type.
+    let name = words.join("_");
+    let report = reports::find(&name);
+    report.map(Command::Show).ok_or_else(|| {
+        PgError::error(SYNTAX_ERROR, format!("unrecognized parameter \"{name}\"")).with_hint("See SHOW HELP.")
+    })
+}
+
+fn set(words: &[&str]) -> Result<Command, PgError> {
+    let name = match words {
+        ["session" | "local", name, ..] | [name, ..] => *name,
+        [] => return Err(unknown("SET")),
+    };
+    let name = if name == "time" { "timezone" } else { name };
+    match PARAMETERS.contains(&name) {
+        true => Ok(Command::Set),
+        false => Ok(Command::Act(Act::Setting(name.to_owned()))),
+    }
+}
+
+fn act(words: &[&str], tokens: &[Token]) -> Result<Act, PgError> {
+    if let Some((name, remedy)) = ABSENT.iter().find(|(name, _)| *name == words[0]) {
+        return Ok(Act::Absent(name, remedy));
+    }
+    let tenant = || tokens[1].text();
+    match words {
+        ["reload"] => Ok(Act::Reload),
+        ["shutdown"] => Ok(Act::Shutdown(Shutdown::Now)),
+        ["shutdown", "wait_for_servers"] => Ok(Act::Shutdown(Shutdown::Transactions)),
+        ["shutdown", "wait_for_clients"] => Ok(Act::Shutdown(Shutdown::Clients)),
+        ["kill"] => Err(PgError::error(SYNTAX_ERROR, "a tenant is required").with_hint("Write KILL <tenant>.")),
+        ["kill", _] => Ok(Act::Kill(tenant())),
+        ["kill_client", id] => id.parse().map(Act::KillClient).map_err(|_| {
+            PgError::error(SYNTAX_ERROR, format!("\"{id}\" is no client")).with_hint("SHOW CLIENTS has their ids.")
+        }),
+        ["reconnect"] => Ok(Act::Reconnect(None)),
+        ["reconnect", _] => Ok(Act::Reconnect(Some(tenant()))),
+        _ => Err(unknown(&tokens.iter().map(Token::text).collect::<Vec<_>>().join(" "))),
+    }
+}
+
+/// In PgBouncer's words.
+fn unknown(command: &str) -> PgError {
+    PgError::error(SYNTAX_ERROR, format!("invalid command '{command}', use SHOW HELP;"))
+}
+
+/// `name=value` pairs as in a connection string.
+fn explain_route(tokens: &[Token]) -> Result<Command, PgError> {
+    let usage = || {
+        PgError::error(SYNTAX_ERROR, "EXPLAIN ROUTE takes user, database, options, sni and certificate")
+            .with_hint("For example: EXPLAIN ROUTE user=app database=app options='-c tenant=acme'")
+    };
+    let mut hints = Hints::default();
+    let mut options = StartupOptions::default();
+    let mut rest = tokens;
+    while let [name, Token::Sign('='), value, tail @ ..] = rest {
+        let text = value.text();
+        match name.lower().as_str() {
+            "user" => hints.user = text,
+            "database" | "dbname" => hints.database = Some(text),
+            "sni" => hints.sni = Some(text),
+            "certificate" => hints.certificate = Some(text),
+            "options" => {
+                options = StartupOptions::parse(&text);
+                hints.option = options.take("tenant");
+            }
+            _ => return Err(usage()),
+        }
+        rest = tail;
+    }
+    match rest.is_empty() && !tokens.is_empty() {
+        true => Ok(Command::ExplainRoute(Route { hints, options })),
+        false => Err(usage()),
+    }
+}
+
+impl Token {
+    fn text(&self) -> String {
+        match self {
+            Token::Word(text) | Token::Quoted(text) => text.clone(),
+            Token::Sign(sign) => sign.to_string(),
+        }
+    }
+
+    fn lower(&self) -> String {
+        self.text().to_ascii_lowercase()
+    }
+}
+
+/// Comments are passed over: monitoring agents put their names there.
+fn tokens(text: &str) -> Result<Vec<Token>, PgError> {
+    let unfinished = |what| PgError::error(SYNTAX_ERROR, format!("unterminated {what}"));
+    let mut tokens = Vec::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        if let Some(comment) = rest.strip_prefix("--") {
+            rest = comment.split_once('\n').map_or("", |(_, after)| after);
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            rest = comment.split_once("*/").ok_or_else(|| unfinished("comment"))?.1;
+        } else if first == '\'' || first == '"' {
+            let (quoted, after) = quoted(&rest[1..], first).ok_or_else(|| unfinished("quoted text"))?;
+            tokens.push(Token::Quoted(quoted));
+            rest = after;
+        } else if is_part(first) {
+            let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
+            tokens.push(Token::Word(rest[..end].to_owned()));
+            rest = &rest[end..];
+        } else {
+            if !first.is_whitespace() {
+                tokens.push(Token::Sign(first));
+            }
+            rest = &rest[first.len_utf8()..];
+        }
+    }
+    Ok(tokens)
+}
+
+/// Host names and dotted keys are one word.
+fn is_part(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | '$' | '@')
+}
+
+/// Up to the closing quote; a doubled one stands for itself.
+fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut rest = text;
+    loop {
+        let (part, after) = rest.split_once(quote)?;
+        value.push_str(part);
+        match after.strip_prefix(quote) {
+            Some(more) => {
+                value.push(quote);
+                rest = more;
+            }
+            None => return Some((value, after)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn acts(text: &str) -> Vec<Act> {
+        let act = |command| match command {
+            Command::Act(act) => act,
+            other => panic!("{other:?}"),
+        };
+        parse(text).unwrap().into_iter().map(act).collect()
+    }
+
+    #[test]
+    fn reads_commands_in_any_case_with_comments_and_quotes() {
+        assert_eq!(acts("/* agent */ Reload; -- now\n kill \"ac\"\"me\""), [Act::Reload, Act::Kill("ac\"me".into())]);
+        assert_eq!(acts("SHUTDOWN WAIT_FOR_CLIENTS;"), [Act::Shutdown(Shutdown::Clients)]);
+        assert_eq!(acts("RECONNECT; RECONNECT acme"), [Act::Reconnect(None), Act::Reconnect(Some("acme".into()))]);
+        assert_eq!(acts("SET max_client_conn = 5"), [Act::Setting("max_client_conn".into())]);
+        assert!(matches!(acts("PAUSE acme")[..], [Act::Absent("pause", _)]));
+        let shown = parse("show stats_totals;").unwrap();
+        assert!(matches!(&shown[..], [Command::Show(report)] if report.name == "STATS_TOTALS"));
+        assert!(matches!(parse("SET extra_float_digits TO 2").unwrap()[..], [Command::Set]));
+        assert!(parse(" ; ;").unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_command_is_an_error_in_pgbouncers_words() {
+        let message = |text| parse(text).unwrap_err().message;
+        assert_eq!(message("SELECT 1"), "invalid command 'SELECT 1', use SHOW HELP;");
+        assert_eq!(message("SHOW nonsense"), "unrecognized parameter \"nonsense\"");
+        for bad in ["KILL", "KILL_CLIENT x", "RELOAD now", "'open", "/* open", "EXPLAIN ROUTE", "EXPLAIN ROUTE x=1"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn explain_route_takes_a_connections_hints() {
+        let text = "EXPLAIN ROUTE user=app database='shop' options='-c tenant=acme -c work_mem=1MB' sni=x.db.example";
+        let Command::ExplainRoute(route) = parse(text).unwrap().remove(0) else { panic!() };
+        assert_eq!((route.hints.user.as_str(), route.hints.option.as_deref()), ("app", Some("acme")));
+        assert_eq!((route.hints.database.as_deref(), route.hints.sni.as_deref()), (Some("shop"), Some("x.db.example")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,80}") {
+            let _ = parse(&text);
+        }
+    }
+}
