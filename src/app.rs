@@ -95,14 +95,9 @@ impl App {
         reload::reload(&self.source, &self.context)
     }
 
-    /// Waits until the console is told to shut down.
-    pub async fn told_to_end(&self) -> Shutdown {
-        let mut told = self.told_to_end.clone();
-        match told.wait_for(Option::is_some).await {
-            Ok(how) => how.unwrap_or(Shutdown::Transactions),
-            // The console is gone, and tells nobody any more.
-            Err(_) => std::future::pending().await,
-        }
+    /// What the console was told last about the end.
+    pub fn shutdowns(&self) -> watch::Receiver<Option<Shutdown>> {
+        self.told_to_end.clone()
     }
 
     /// Stops accepting, and waits until the last client has left of itself.

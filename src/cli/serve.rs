@@ -5,6 +5,7 @@ use std::future::pending;
 use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::admin::console::Shutdown;
 use crate::app::App;
@@ -32,6 +33,7 @@ async fn serve(source: Source) -> anyhow::Result<()> {
         tracing::info!(%address, "metrics and health");
     }
     notify(&[NotifyState::Ready]);
+    let mut shutdowns = app.shutdowns();
     let how = loop {
         tokio::select! {
             told = signals.next() => match told {
@@ -39,7 +41,7 @@ async fn serve(source: Source) -> anyhow::Result<()> {
                 Told::Reload => _ = app.reload(),
                 Told::End => break Shutdown::Transactions,
             },
-            how = app.told_to_end() => break how,
+            how = told_to_end(&mut shutdowns, |_| true) => break how,
         }
     };
     notify(&[NotifyState::Stopping]);
@@ -47,16 +49,27 @@ async fn serve(source: Source) -> anyhow::Result<()> {
         tokio::select! {
             () = app.clients_gone() => {}
             () = signals.end() => {}
+            _ = told_to_end(&mut shutdowns, |how| how != Shutdown::Clients) => {}
         }
     }
     app.drain(async {
-        if how != Shutdown::Now {
-            signals.end().await;
+        tokio::select! {
+            () = signals.end() => {}
+            _ = told_to_end(&mut shutdowns, |how| how == Shutdown::Now) => {}
         }
     })
     .await;
     tracing::info!("ended");
     Ok(())
+}
+
+/// Waits until the console is told to end the process like this.
+async fn told_to_end(shutdowns: &mut watch::Receiver<Option<Shutdown>>, wanted: impl Fn(Shutdown) -> bool) -> Shutdown {
+    match shutdowns.wait_for(|how| how.is_some_and(&wanted)).await {
+        Ok(how) => how.unwrap_or(Shutdown::Transactions),
+        // The console is gone, and tells nobody any more.
+        Err(_) => pending().await,
+    }
 }
 
 /// Without systemd there is nobody to tell.

@@ -441,6 +441,62 @@ async fn shutdown_waits_for_whom_it_says() {
 }
 
 #[tokio::test]
+async fn a_stronger_shutdown_hurries_one_that_waits() {
+    let scene = Scene::new().await;
+    let mut served = Served::start(with_console(scene.files()).set("drain.timeout", "60s")).await;
+    let mut console = log_in_as(served.address, "ops", SECRET).await.unwrap();
+    let mut open = Wire::tcp(served.address).await.unwrap();
+    log_in(&mut open, &scene.acme).await.unwrap();
+    open.query("BEGIN; SELECT 1").await.unwrap();
+    console.query("SHUTDOWN WAIT_FOR_CLIENTS").await.unwrap();
+    console.query("SHUTDOWN WAIT_FOR_SERVERS").await.unwrap();
+    assert_eq!(value(&mut open, "SELECT 1").await, "1");
+    console.query("SHUTDOWN").await.unwrap();
+    open.expect_error("57P01").await;
+    assert!(served.ended().await.success());
+}
+
+/// What the prometheus-community exporter does with its answers: its labels have to be unique, and its figures numbers.
+#[tokio::test]
+async fn the_exporter_finds_unique_labels_and_numbers() {
+    let scene = Scene::new().await;
+    scene.postgres.sql("postgres", "CREATE DATABASE acme_more").await.unwrap();
+    let changes = [("databases", vec!["acme_more"].into()), ("pool.mode", "session".into())];
+    let proxy = Proxy::start(with_console(scene.instance().tenant_with(&scene.acme, &changes))).await;
+    // Pools of one role that differ in what their backends were opened with, and one of another database.
+    let mut clients = Vec::new();
+    for (database, application_name) in [("acme", "one"), ("acme", "two"), ("acme_more", "one")] {
+        let mut client = Wire::tcp(proxy.address()).await.unwrap();
+        let hints = [("options", "-c tenant=acme"), ("database", database), ("application_name", application_name)];
+        client.login_with(V3_0, &[&[("user", "acme")], &hints[..]].concat(), password(&scene.acme)).await.unwrap();
+        clients.push(client);
+    }
+    let mut console = log_in_as(proxy.address(), "watcher", SECRET).await.unwrap();
+    for (show, labels) in [
+        ("SHOW STATS_TOTALS;", &["database"][..]),
+        ("SHOW POOLS;", &["database", "user", "pool_mode", "load_balance_hosts"]),
+        ("SHOW DATABASES;", &["name", "host", "port", "database", "force_user", "pool_mode", "load_balance_hosts"]),
+    ] {
+        let answer = console.exchange(&[query(show)]).await;
+        let names: Vec<String> = columns(&answer).into_iter().map(|(name, _)| name).collect();
+        let mut seen = std::collections::HashSet::new();
+        for row in answer.iter().filter(|message| message.tag == b'D').map(Message::row) {
+            let (label, figures): (Vec<_>, Vec<_>) =
+                names.iter().zip(row).partition(|(name, _)| labels.contains(&name.as_str()));
+            for (name, figure) in figures {
+                assert!(figure.as_deref().is_some_and(|it| it.parse::<f64>().is_ok()), "{show} {name}: {figure:?}");
+            }
+            assert!(seen.insert(format!("{label:?}")), "{show}: {label:?} twice");
+        }
+        assert!(!seen.is_empty(), "{show}");
+    }
+    assert_eq!(cell(&mut console, "SHOW POOLS;", "acme", "cl_active").await, "2");
+    assert_eq!(cell(&mut console, "SHOW POOLS;", "acme/acme_more", "sv_active").await, "1");
+    let servers = console.query("SHOW SERVERS").await.unwrap();
+    assert!(servers.iter().all(|row| row[15].as_deref().unwrap().starts_with("client-")), "{servers:?}");
+}
+
+#[tokio::test]
 async fn psql_just_works() {
     let scene = Scene::new().await;
     let proxy = Proxy::start(with_console(scene.files())).await;
