@@ -207,6 +207,8 @@ async fn every_show_of_the_help_answers_by_both_protocols() {
     let mut client = connect(&proxy, &scene.acme).await;
     client.query("CREATE TEMP TABLE t (x int)").await.unwrap();
     let mut console = ops(&proxy).await;
+    // What the transaction left is looked for when its answer is out: from then on nothing moves.
+    eventually!(console.query("SHOW PINS").await.unwrap().len() == 1);
     let help = console.exchange(&[query("SHOW HELP")]).await;
     assert_eq!(tags(&help), "NCZ");
     let text = help[0].error().message().to_owned();
