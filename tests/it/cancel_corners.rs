@@ -79,15 +79,14 @@ fn run(sql: &str) -> Vec<u8> {
 #[tokio::test]
 async fn in_pipelines() {
     let mut corner = Corner::new().await;
-    // The second batch of four.
-    let batches =
-        ["SELECT 1", SLEEP, "SELECT 3", "SELECT 4 FROM pg_sleep(0.01)"].map(|sql| [run(sql), sync()].concat());
+    // The second batch of three. Nothing behind it may take long: PostgreSQL signals a backend and then its process group, and
+    // where the second signal is late it hits what the backend does by then (signal_child in postmaster.c).
+    let batches = ["SELECT 1", SLEEP, "SELECT 3"].map(|sql| [run(sql), sync()].concat());
     corner.send(&batches).await;
     corner.cancel_its_sleep().await;
     assert_eq!(values(&corner.answer().await), ["1"]);
     corner.expect_cancelled("12EZ").await;
     assert_eq!(values(&corner.answer().await), ["3"]);
-    assert_eq!(values(&corner.answer().await), ["4"]);
     corner.nobody_else_was_meant().await;
     // Simple queries, one behind the other.
     corner.send(&[query(SLEEP), query("SELECT 2")]).await;
