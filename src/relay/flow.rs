@@ -71,9 +71,9 @@ pub(super) enum Expected {
     /// BindComplete for a portal of this statement, or of one that is not ours.
     Bind(Option<StatementId>),
     /// The description of this statement, or of what is not ours.
-    Describe(Option<Described>),
+    Describe(Option<Box<Described>>),
     /// The same, that the client knows nothing of: whether it is still what the client was told.
-    Check(Described),
+    Check(Box<Described>),
     /// Stands for the BindComplete of a statement that is not: PostgreSQL's error for it is put in other words.
     Outdated,
     /// With the command tag that the client expects, where it is another.

@@ -125,7 +125,7 @@ impl Flow {
         let server_name = id.map(StatementId::server_name);
         messages::describe_statement(splice.insert(), server_name.as_ref().map_or(b"", ServerName::as_bytes));
         messages::framed(splice.insert(), frontend::FLUSH, &[]);
-        self.extended(Expected::Check(Described { id, name: name.into() }));
+        self.extended(Expected::Check(Box::new(Described { id, name: name.into() })));
         self.wait = Wait::Check;
         self.held_back = true;
     }

@@ -531,7 +531,7 @@ impl Flow {
             if let Some(Some(told)) = self.mine.told(name) {
                 told.unchecked = false;
             }
-            described = (id.is_some() || name.is_empty()).then(|| Described { id, name: name.into() });
+            described = (id.is_some() || name.is_empty()).then(|| Box::new(Described { id, name: name.into() }));
         }
         match described.as_ref().and_then(|described| described.id) {
             Some(id) => messages::describe_statement(splice.insert(), id.server_name().as_bytes()),

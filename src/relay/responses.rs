@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::flow::{Batch, Described, Expected, Flow, ParseNote, Restore, Retry, TransactionStatus, Wait};
+use super::flow::{Batch, Expected, Flow, ParseNote, Restore, Retry, TransactionStatus, Wait};
 use super::replaced::Completed;
 use super::splice::Splice;
 use super::statements::{Told, shape_of};
@@ -252,7 +252,8 @@ impl Flow {
 
     /// The client is told what a statement or portal gives: that has to stay so.
     fn described(&mut self, view: &[u8]) {
-        let Some(Expected::Describe(Some(Described { name, .. }))) = self.expected.pop_front() else { return };
+        let Some(Expected::Describe(Some(described))) = self.expected.pop_front() else { return };
+        let name = described.name;
         // Bound in the same batch, the unnamed one is seldom used again.
         let unused = name.is_empty() && matches!(self.expected.front(), Some(Expected::Bind(_)));
         let whole = self.response_rest == 0 && !self.types.is_empty() && !unused;
@@ -265,7 +266,8 @@ impl Flow {
     /// A statement was analysed anew: it is what the client was told, or it cannot be used once more.
     fn checked(&mut self, view: &[u8]) {
         self.wait = Wait::No;
-        let Some(Expected::Check(Described { name, .. })) = self.expected.pop_front() else { return };
+        let Some(Expected::Check(described)) = self.expected.pop_front() else { return };
+        let name = described.name;
         let Some(told) = self.mine.told(&name) else { return };
         match told {
             Some(known) if known.shape == shape_of(view) => known.unchecked = false,
