@@ -13,7 +13,7 @@ use crate::wire::{HEADER, Header, cstr, messages};
 
 /// Answers that may be due to one client at a time, and bytes made from one read: beyond these it has to wait, or a few
 /// bytes of its would fill our memory.
-const MAX_EXPECTED: usize = 1 << 18;
+const MAX_EXPECTED: usize = 1 << 17;
 const MAX_FORWARDED: usize = 1 << 18;
 /// The name of no statement.
 const NO_STATEMENT: &[u8] = b"pgt_outdated";

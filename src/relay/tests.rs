@@ -71,7 +71,7 @@ const READY: (u8, &[u8]) = (b'Z', b"I");
 const SYNC: (u8, &[u8]) = (b'S', b"");
 const ERROR: (u8, &[u8]) = (b'E', b"SERROR\0C42601\0Mno\0\0");
 
-/// There may be a quarter of a million of them for each client.
+/// There may be 131,072 of them for each client.
 #[test]
 fn what_is_noted_of_an_answer_that_is_due_is_small() {
     assert!(size_of::<Expected>() <= 64, "{} bytes", size_of::<Expected>());
