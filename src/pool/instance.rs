@@ -1,9 +1,9 @@
 //! The ledger of one instance behind its lock, and what carries out its effects.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use slotmap::SecondaryMap;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
@@ -38,7 +38,7 @@ pub(super) struct InstancePools {
 #[derive(Debug)]
 struct Books {
     ledger: Ledger<Box<Backend>, Waiter, Arc<ConnectError>>,
-    pools: HashMap<PoolKey, Arc<Pool>, ahash::RandomState>,
+    pools: SecondaryMap<PoolKey, Arc<Pool>>,
 }
 
 /// The answer to a request for a backend.
@@ -56,7 +56,7 @@ impl InstancePools {
         metrics: Arc<InstanceMetrics>,
     ) -> Result<Arc<Self>, InstanceTlsError> {
         let place = Arc::new(Place::new(instance)?);
-        let books = Books { ledger: Ledger::new(bound), pools: HashMap::default() };
+        let books = Books { ledger: Ledger::new(bound), pools: SecondaryMap::new() };
         Ok(Arc::new(InstancePools { place, metrics, books: Mutex::new(books) }))
     }
 
@@ -79,9 +79,9 @@ impl InstancePools {
             let result = change(&mut books, &mut effects);
             for effect in effects {
                 tasks.push(match effect {
-                    Effect::Grant(key, waiter, slot) => Task::Grant(books.pools[&key].clone(), waiter, slot),
-                    Effect::Open(key) => Task::Open(books.pools[&key].clone()),
-                    Effect::Close(key, backend) => Task::Close(books.pools[&key].clone(), backend),
+                    Effect::Grant(key, waiter, slot) => Task::Grant(books.pools[key].clone(), waiter, slot),
+                    Effect::Open(key) => Task::Open(books.pools[key].clone()),
+                    Effect::Close(key, backend) => Task::Close(books.pools[key].clone(), backend),
                     Effect::Fail(waiter, error) => Task::Fail(waiter, error),
                 });
             }
@@ -128,7 +128,7 @@ impl InstancePools {
                 && (at_once || books.ledger.is_unused(pool.key, Instant::now()))
                 && books.ledger.remove_pool(pool.key);
             if unused {
-                books.pools.remove(&pool.key);
+                books.pools.remove(pool.key);
             }
             unused
         })
@@ -139,7 +139,7 @@ impl InstancePools {
         self.with(|books, _| {
             let removed = books.ledger.remove_tenant(tenant);
             if removed {
-                books.pools.retain(|key, _| !pools.contains(key));
+                books.pools.retain(|key, _| !pools.contains(&key));
             }
             removed
         })

@@ -6,22 +6,21 @@
 
 mod turns;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use slotmap::SlotMap;
 use smallvec::SmallVec;
 
-/// A tenant in this ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TenantKey(usize);
-
-/// One (tenant, database, role) in this ledger: what bounds its pools.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RoleKey(usize);
-
-/// A pool in this ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PoolKey(usize);
+// A key that is kept too long finds nothing, and never another tenant's pool.
+slotmap::new_key_type! {
+    /// A tenant in this ledger.
+    pub struct TenantKey;
+    /// One (tenant, database, role) in this ledger: what bounds its pools.
+    pub struct RoleKey;
+    /// A pool in this ledger.
+    pub struct PoolKey;
+}
 
 /// A place in a queue; smaller is earlier, over all pools of the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,21 +114,21 @@ impl Usage {
 struct Tenant {
     bound: Bound,
     usage: Usage,
-    roles: Vec<usize>,
+    roles: Vec<RoleKey>,
 }
 
 /// The pools of one role differ in what their backends were opened with. They share its bounds, and one queue.
 #[derive(Debug)]
 struct Role {
-    tenant: usize,
+    tenant: TenantKey,
     usage: Usage,
-    pools: Vec<usize>,
+    pools: Vec<PoolKey>,
 }
 
 #[derive(Debug)]
 struct Pool<B, W, E> {
-    tenant: usize,
-    role: usize,
+    tenant: TenantKey,
+    role: RoleKey,
     settings: PoolSettings,
     /// Refilled to the role's minimum when nobody asks for it.
     lasting: bool,
@@ -153,16 +152,14 @@ struct Failure<E> {
 pub struct Ledger<B, W, E> {
     bound: Bound,
     usage: Usage,
-    tenants: HashMap<usize, Tenant, ahash::RandomState>,
-    roles: HashMap<usize, Role, ahash::RandomState>,
-    pools: HashMap<usize, Pool<B, W, E>, ahash::RandomState>,
+    tenants: SlotMap<TenantKey, Tenant>,
+    roles: SlotMap<RoleKey, Role>,
+    pools: SlotMap<PoolKey, Pool<B, W, E>>,
     /// The pools that somebody waits for, and those that have backends: few of all.
-    queued: Vec<usize>,
-    opened: Vec<usize>,
+    queued: Vec<PoolKey>,
+    opened: Vec<PoolKey>,
     /// Tenants that have backends, or wait for some.
     sharers: u32,
-    /// Keys are never used again: one that is kept too long finds nothing, and never another tenant's pool.
-    next_key: usize,
     next_ticket: u64,
 }
 
@@ -174,36 +171,31 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         Ledger {
             bound,
             usage: Usage::default(),
-            tenants: HashMap::default(),
-            roles: HashMap::default(),
-            pools: HashMap::default(),
+            tenants: SlotMap::with_key(),
+            roles: SlotMap::with_key(),
+            pools: SlotMap::with_key(),
             queued: Vec::new(),
             opened: Vec::new(),
             sharers: 0,
-            next_key: 0,
             next_ticket: 0,
         }
     }
 
     pub fn add_tenant(&mut self, bound: Bound) -> TenantKey {
-        let key = self.fresh_key();
-        self.tenants.insert(key, Tenant { bound, usage: Usage::default(), roles: Vec::new() });
-        TenantKey(key)
+        self.tenants.insert(Tenant { bound, usage: Usage::default(), roles: Vec::new() })
     }
 
     pub fn add_role(&mut self, tenant: TenantKey) -> RoleKey {
-        let key = self.fresh_key();
-        self.roles.insert(key, Role { tenant: tenant.0, usage: Usage::default(), pools: Vec::new() });
-        self.tenant(tenant.0).roles.push(key);
-        RoleKey(key)
+        let key = self.roles.insert(Role { tenant, usage: Usage::default(), pools: Vec::new() });
+        self.tenant(tenant).roles.push(key);
+        key
     }
 
     /// A pool that is not `lasting` serves while somebody asks for it; the caller removes it then.
     pub fn add_pool(&mut self, role: RoleKey, settings: PoolSettings, lasting: bool) -> PoolKey {
-        let key = self.fresh_key();
         let pool = Pool {
-            tenant: self.roles[&role.0].tenant,
-            role: role.0,
+            tenant: self.roles[role].tenant,
+            role,
             settings,
             lasting,
             usage: Usage::default(),
@@ -213,15 +205,15 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             used: false,
             failure: None,
         };
-        self.pools.insert(key, pool);
-        self.role(role.0).pools.push(key);
-        PoolKey(key)
+        let key = self.pools.insert(pool);
+        self.role(role).pools.push(key);
+        key
     }
 
     /// Whether nothing would be lost with the pool: no backend, closing ones included, no waiter, and no failed connect
     /// that still keeps others from trying.
     pub fn is_unused(&self, key: PoolKey, now: Instant) -> bool {
-        self.pools.get(&key.0).is_none_or(|pool| {
+        self.pools.get(key).is_none_or(|pool| {
             let failed = pool.failure.as_ref().is_some_and(|failure| now < failure.retry_at);
             pool.usage.open == 0 && pool.usage.waiting == 0 && !failed
         })
@@ -229,59 +221,54 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     /// Removes a pool if it has neither backends nor waiters; says whether it is gone.
     pub fn remove_pool(&mut self, key: PoolKey) -> bool {
-        let Some(pool) = self.pools.get(&key.0) else { return true };
+        let Some(pool) = self.pools.get(key) else { return true };
         let role = pool.role;
         let empty = pool.usage.open == 0 && pool.usage.waiting == 0;
         if empty {
-            self.pools.remove(&key.0);
-            self.role(role).pools.retain(|other| *other != key.0);
+            self.pools.remove(key);
+            self.role(role).pools.retain(|other| *other != key);
         }
         empty
     }
 
     /// Removes a role that has no pools any more.
     pub fn remove_role(&mut self, key: RoleKey) {
-        if self.roles.get(&key.0).is_some_and(|role| role.pools.is_empty())
-            && let Some(role) = self.roles.remove(&key.0)
+        if self.roles.get(key).is_some_and(|role| role.pools.is_empty())
+            && let Some(role) = self.roles.remove(key)
         {
-            self.tenant(role.tenant).roles.retain(|other| *other != key.0);
+            self.tenant(role.tenant).roles.retain(|other| *other != key);
         }
     }
 
-    fn fresh_key(&mut self) -> usize {
-        self.next_key += 1;
-        self.next_key
+    fn tenant(&mut self, key: TenantKey) -> &mut Tenant {
+        self.tenants.get_mut(key).expect("a tenant stays as long as it has pools in use")
     }
 
-    fn tenant(&mut self, key: usize) -> &mut Tenant {
-        self.tenants.get_mut(&key).expect("a tenant stays as long as it has pools in use")
+    fn role(&mut self, key: RoleKey) -> &mut Role {
+        self.roles.get_mut(key).expect("a role stays as long as it has pools")
     }
 
-    fn role(&mut self, key: usize) -> &mut Role {
-        self.roles.get_mut(&key).expect("a role stays as long as it has pools")
-    }
-
-    fn pool(&mut self, key: usize) -> &mut Pool<B, W, E> {
-        self.pools.get_mut(&key).expect("a pool stays as long as it has backends or waiters")
+    fn pool(&mut self, key: PoolKey) -> &mut Pool<B, W, E> {
+        self.pools.get_mut(key).expect("a pool stays as long as it has backends or waiters")
     }
 
     /// Whether the tenant has neither backends, closing ones included, nor waiters.
     pub fn is_empty(&self, tenant: TenantKey) -> bool {
-        self.tenants.get(&tenant.0).is_none_or(|tenant| tenant.usage.open == 0 && tenant.usage.waiting == 0)
+        self.tenants.get(tenant).is_none_or(|tenant| tenant.usage.open == 0 && tenant.usage.waiting == 0)
     }
 
     /// Whether any of the tenant's backends is being closed.
     pub fn is_closing(&self, tenant: TenantKey) -> bool {
-        self.tenants.get(&tenant.0).is_some_and(|tenant| tenant.usage.closing > 0)
+        self.tenants.get(tenant).is_some_and(|tenant| tenant.usage.closing > 0)
     }
 
     /// Removes a tenant if it is empty; says whether it did.
     pub fn remove_tenant(&mut self, tenant: TenantKey) -> bool {
         let empty = self.is_empty(tenant);
         if empty {
-            for role in self.tenants.remove(&tenant.0).map(|tenant| tenant.roles).unwrap_or_default() {
-                for pool in self.roles.remove(&role).map(|role| role.pools).unwrap_or_default() {
-                    self.pools.remove(&pool);
+            for role in self.tenants.remove(tenant).map(|tenant| tenant.roles).unwrap_or_default() {
+                for pool in self.roles.remove(role).map(|role| role.pools).unwrap_or_default() {
+                    self.pools.remove(pool);
                 }
             }
         }
@@ -294,21 +281,21 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     }
 
     pub fn set_tenant(&mut self, tenant: TenantKey, bound: Bound, now: Instant, effects: &mut Effects<B, W, E>) {
-        if let Some(tenant) = self.tenants.get_mut(&tenant.0) {
+        if let Some(tenant) = self.tenants.get_mut(tenant) {
             tenant.bound = bound;
         }
         self.pump(now, effects);
     }
 
     pub fn set_pool(&mut self, pool: PoolKey, settings: PoolSettings, now: Instant, effects: &mut Effects<B, W, E>) {
-        if let Some(pool) = self.pools.get_mut(&pool.0) {
+        if let Some(pool) = self.pools.get_mut(pool) {
             pool.settings = settings;
         }
         self.pump(now, effects);
     }
 
     pub fn counts(&self, pool: PoolKey) -> Counts {
-        let Some(pool) = self.pools.get(&pool.0) else { return Counts::default() };
+        let Some(pool) = self.pools.get(pool) else { return Counts::default() };
         let idle = pool.idle.len() as u32;
         Counts {
             idle,
@@ -320,12 +307,12 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     /// The pool's idle backends, the one used last at the end.
     pub fn idle(&self, pool: PoolKey) -> &[Slot<B>] {
-        self.pools.get(&pool.0).map_or(&[], |pool| &pool.idle)
+        self.pools.get(pool).map_or(&[], |pool| &pool.idle)
     }
 
     /// Who has waited longest.
     pub fn first_waiter(&self, pool: PoolKey) -> Option<&W> {
-        self.pools.get(&pool.0)?.waiters.values().next()
+        self.pools.get(pool)?.waiters.values().next()
     }
 
     /// Asks for a backend: the most recently used idle one, or a place in the queue.
@@ -336,7 +323,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         waiter: impl FnOnce() -> W,
         effects: &mut Effects<B, W, E>,
     ) -> Checkout<B, E> {
-        let Some(pool) = self.pools.get_mut(&key.0) else { return Checkout::Gone };
+        let Some(pool) = self.pools.get_mut(key) else { return Checkout::Gone };
         pool.used = true;
         // A release serves the queue first: where there is an idle backend, nobody waits.
         if let Some(slot) = pool.idle.pop() {
@@ -351,34 +338,34 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         pool.waiters.insert(ticket, waiter());
-        self.each_usage(key.0, |usage| usage.waiting += 1);
+        self.each_usage(key, |usage| usage.waiting += 1);
         // Those who wait already could not be helped a moment ago, and nothing has become free since.
-        self.pump_for(key.0, now, effects);
+        self.pump_for(key, now, effects);
         Checkout::Waiting(ticket)
     }
 
     /// A waiter has given up. Harmless when it was served meanwhile.
     pub fn abandon(&mut self, key: PoolKey, ticket: Ticket) {
-        if let Some(pool) = self.pools.get_mut(&key.0)
+        if let Some(pool) = self.pools.get_mut(key)
             && pool.waiters.remove(&ticket).is_some()
         {
-            self.each_usage(key.0, |usage| usage.waiting -= 1);
+            self.each_usage(key, |usage| usage.waiting -= 1);
         }
     }
 
     /// A clean backend comes back: to the first waiter, to the idle ones, or to its end.
     pub fn release(&mut self, key: PoolKey, mut slot: Slot<B>, now: Instant, effects: &mut Effects<B, W, E>) {
-        let pool = self.pool(key.0);
+        let pool = self.pool(key);
         let expired = now.duration_since(slot.opened) >= pool.settings.lifetime;
-        if slot.epoch != pool.epoch || expired || self.over_bound(key.0) || self.gives_way(key.0, now) {
-            self.close(key.0, slot.backend, effects);
+        if slot.epoch != pool.epoch || expired || self.over_bound(key) || self.gives_way(key, now) {
+            self.close(key, slot.backend, effects);
             return;
         }
         slot.idle_since = now;
-        let pool = self.pool(key.0);
+        let pool = self.pool(key);
         match pool.waiters.pop_first() {
             Some((_, waiter)) => {
-                self.each_usage(key.0, |usage| usage.waiting -= 1);
+                self.each_usage(key, |usage| usage.waiting -= 1);
                 effects.push(Effect::Grant(key, waiter, slot));
             }
             None => {
@@ -392,12 +379,12 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     /// A backend that must not be used again was taken out of the caller's hands: it counts until `closed`.
     pub fn discard(&mut self, key: PoolKey) {
-        self.each_usage(key.0, |usage| usage.closing += 1);
+        self.each_usage(key, |usage| usage.closing += 1);
     }
 
     /// A close is confirmed (or its time is up).
     pub fn closed(&mut self, key: PoolKey, now: Instant, effects: &mut Effects<B, W, E>) {
-        self.each_usage(key.0, |usage| {
+        self.each_usage(key, |usage| {
             usage.open -= 1;
             usage.closing -= 1;
         });
@@ -406,10 +393,10 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     /// A connect succeeded.
     pub fn opened(&mut self, key: PoolKey, backend: B, now: Instant, effects: &mut Effects<B, W, E>) {
-        let pool = self.pool(key.0);
+        let pool = self.pool(key);
         pool.failure = None;
         let slot = Slot { backend, epoch: pool.epoch, opened: now, idle_since: now };
-        self.each_usage(key.0, |usage| usage.connecting -= 1);
+        self.each_usage(key, |usage| usage.connecting -= 1);
         self.release(key, slot, now, effects);
         self.pump(now, effects);
     }
@@ -417,19 +404,19 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     /// A connect failed. `jitter` in 0..1 spreads the retries. Waiters hear of it at once, unless the pool has backends
     /// that will be released.
     pub fn open_failed(&mut self, key: PoolKey, error: E, jitter: f64, now: Instant, effects: &mut Effects<B, W, E>) {
-        let pool = self.pool(key.0);
+        let pool = self.pool(key);
         let times = pool.failure.as_ref().map_or(0, |failure| failure.times);
         let wait = pool.settings.retry.saturating_mul(1 << times.min(16)).min(pool.settings.retry_max);
         let retry_at = now + wait.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
         pool.failure = Some(Failure { error: error.clone(), times: times + 1, retry_at });
-        self.each_usage(key.0, |usage| {
+        self.each_usage(key, |usage| {
             usage.open -= 1;
             usage.connecting -= 1;
         });
-        if self.pools[&key.0].established() == 0 {
-            let waiters = std::mem::take(&mut self.pool(key.0).waiters);
+        if self.pools[key].established() == 0 {
+            let waiters = std::mem::take(&mut self.pool(key).waiters);
             let count = waiters.len() as u32;
-            self.each_usage(key.0, |usage| usage.waiting -= count);
+            self.each_usage(key, |usage| usage.waiting -= count);
             effects.extend(waiters.into_values().map(|waiter| Effect::Fail(waiter, error.clone())));
         }
         self.pump(now, effects);
@@ -437,17 +424,17 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     /// Lets go of every backend of the pool: idle ones now, the others at their release.
     pub fn evict(&mut self, key: PoolKey, effects: &mut Effects<B, W, E>) {
-        let Some(pool) = self.pools.get_mut(&key.0) else { return };
+        let Some(pool) = self.pools.get_mut(key) else { return };
         pool.epoch += 1;
         pool.failure = None;
         for slot in std::mem::take(&mut pool.idle) {
-            self.close(key.0, slot.backend, effects);
+            self.close(key, slot.backend, effects);
         }
     }
 
     /// Forgets a failed connect, because its cause may be mended (another password, another address).
     pub fn forgive(&mut self, key: PoolKey) {
-        if let Some(pool) = self.pools.get_mut(&key.0) {
+        if let Some(pool) = self.pools.get_mut(key) {
             pool.failure = None;
         }
     }
@@ -455,9 +442,9 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     /// Closes what was idle or lived too long or is beyond a lowered bound, restores minimums, and tries again what had to wait. Call it about once
     /// a second.
     pub fn reap(&mut self, now: Instant, effects: &mut Effects<B, W, E>) {
-        let keys: Vec<usize> = self.pools.keys().copied().collect();
+        let keys: Vec<PoolKey> = self.pools.keys().collect();
         for key in keys {
-            let staying = self.roles[&self.pools[&key].role].usage.staying();
+            let staying = self.roles[self.pools[key].role].usage.staying();
             let pool = self.pool(key);
             let mut spare = staying.saturating_sub(pool.settings.min);
             let mut expired = Vec::new();
@@ -475,7 +462,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             for backend in expired {
                 self.close(key, backend, effects);
             }
-            while !self.pools[&key].idle.is_empty() && self.over_bound(key) {
+            while !self.pools[key].idle.is_empty() && self.over_bound(key) {
                 let longest_idle = self.pool(key).idle.remove(0);
                 self.close(key, longest_idle.backend, effects);
             }
@@ -486,7 +473,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         self.pump(now, effects);
     }
 
-    fn each_usage(&mut self, pool: usize, change: impl Fn(&mut Usage)) {
+    fn each_usage(&mut self, pool: PoolKey, change: impl Fn(&mut Usage)) {
         let Pool { tenant, role, ref mut usage, .. } = *self.pool(pool);
         let before = *usage;
         change(usage);
@@ -502,45 +489,45 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         list(&mut self.opened, pool, before.open > 0, after.open > 0);
     }
 
-    fn close(&mut self, key: usize, backend: B, effects: &mut Effects<B, W, E>) {
-        self.discard(PoolKey(key));
-        effects.push(Effect::Close(PoolKey(key), backend));
+    fn close(&mut self, key: PoolKey, backend: B, effects: &mut Effects<B, W, E>) {
+        self.discard(key);
+        effects.push(Effect::Close(key, backend));
     }
 
-    fn open(&mut self, key: usize, effects: &mut Effects<B, W, E>) {
+    fn open(&mut self, key: PoolKey, effects: &mut Effects<B, W, E>) {
         self.each_usage(key, |usage| {
             usage.open += 1;
             usage.connecting += 1;
         });
-        effects.push(Effect::Open(PoolKey(key)));
+        effects.push(Effect::Open(key));
     }
 
     /// A bound was lowered below what is open.
-    fn over_bound(&self, key: usize) -> bool {
-        let pool = &self.pools[&key];
-        let tenant = &self.tenants[&pool.tenant];
-        self.roles[&pool.role].usage.staying() > pool.settings.max
+    fn over_bound(&self, key: PoolKey) -> bool {
+        let pool = &self.pools[key];
+        let tenant = &self.tenants[pool.tenant];
+        self.roles[pool.role].usage.staying() > pool.settings.max
             || tenant.usage.staying() > tenant.bound.max
             || self.usage.staying() > self.bound.max
     }
 
-    fn may_open(&self, key: usize, now: Instant) -> bool {
-        let pool = &self.pools[&key];
-        let tenant = &self.tenants[&pool.tenant];
-        self.roles[&pool.role].usage.open < pool.settings.max
+    fn may_open(&self, key: PoolKey, now: Instant) -> bool {
+        let pool = &self.pools[key];
+        let tenant = &self.tenants[pool.tenant];
+        self.roles[pool.role].usage.open < pool.settings.max
             && tenant.usage.open < tenant.bound.max
             && self.usage.open < self.bound.max
             && self.may_connect(key, now)
     }
 
-    fn wants_minimum(&self, key: usize) -> bool {
-        let pool = &self.pools[&key];
-        pool.lasting && pool.used && self.roles[&pool.role].usage.staying() < pool.settings.min
+    fn wants_minimum(&self, key: PoolKey) -> bool {
+        let pool = &self.pools[key];
+        pool.lasting && pool.used && self.roles[pool.role].usage.staying() < pool.settings.min
     }
 
-    fn may_connect(&self, key: usize, now: Instant) -> bool {
-        let pool = &self.pools[&key];
-        let tenant = &self.tenants[&pool.tenant];
+    fn may_connect(&self, key: PoolKey, now: Instant) -> bool {
+        let pool = &self.pools[key];
+        let tenant = &self.tenants[pool.tenant];
         tenant.usage.connecting < tenant.bound.max_connecting
             && self.usage.connecting < self.bound.max_connecting
             && pool.failure.as_ref().is_none_or(|failure| now >= failure.retry_at)
@@ -564,7 +551,7 @@ impl<B, W, E> Pool<B, W, E> {
 }
 
 /// Puts a pool on a list, or takes it off.
-fn list(listed: &mut Vec<usize>, pool: usize, is_listed: bool, belongs: bool) {
+fn list(listed: &mut Vec<PoolKey>, pool: PoolKey, is_listed: bool, belongs: bool) {
     match (is_listed, belongs) {
         (false, true) => listed.push(pool),
         (true, false) => listed.retain(|other| *other != pool),

@@ -311,7 +311,7 @@ fn a_pool_is_forgotten_when_it_is_empty() {
     let mut t = Trial::new(100);
     let tenant = t.ledger.add_tenant(bound(50));
     let [one, two] = t.pools(tenant, 1);
-    let role = RoleKey(t.ledger.pools[&one.0].role);
+    let role = t.ledger.pools[one].role;
     let slot = t.get(one);
     assert!(!t.ledger.is_unused(one, t.now) && !t.ledger.remove_pool(one));
     t.release(one, slot);
@@ -472,8 +472,8 @@ proptest! {
                 prop_assert_eq!(counts.active as usize, world.held.iter().filter(|(key, _)| key == pool).count());
                 prop_assert_eq!(counts.connecting as usize, world.opening.iter().filter(|key| *key == pool).count());
                 prop_assert_eq!(counts.waiting as usize, world.waiting.iter().filter(|(key, ..)| key == pool).count());
-                let of_pool = &t.ledger.pools[&pool.0];
-                prop_assert!(t.ledger.roles[&of_pool.role].usage.open <= of_pool.settings.max);
+                let of_pool = &t.ledger.pools[*pool];
+                prop_assert!(t.ledger.roles[of_pool.role].usage.open <= of_pool.settings.max);
                 total += open;
                 per_tenant[index / 3] += open;
             }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Effects, Ledger, Pool, Ticket};
+use super::{Effects, Ledger, Pool, PoolKey, RoleKey, Ticket};
 
 impl<B, W, E: Clone> Ledger<B, W, E> {
     /// Opens backends for those who wait, the longest wait first, and makes room where another pool idles.
@@ -10,10 +10,10 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         if self.usage.waiting == 0 {
             return;
         }
-        let mut queue: Vec<(Ticket, usize)> = self
+        let mut queue: Vec<(Ticket, PoolKey)> = self
             .queued
             .iter()
-            .map(|key| (&self.pools[key], *key))
+            .map(|&key| (&self.pools[key], key))
             .filter(|(pool, _)| pool.lacks_backends())
             .filter_map(|(pool, key)| Some((pool.first_waiter()?, key)))
             .collect();
@@ -24,22 +24,22 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     }
 
     /// The same for those who wait for one pool.
-    pub(super) fn pump_for(&mut self, key: usize, now: Instant, effects: &mut Effects<B, W, E>) {
-        while self.pools[&key].lacks_backends() && self.may_open(key, now) {
+    pub(super) fn pump_for(&mut self, key: PoolKey, now: Instant, effects: &mut Effects<B, W, E>) {
+        while self.pools[key].lacks_backends() && self.may_open(key, now) {
             self.open(key, effects);
         }
         // Where nobody else has any, there is none to take away.
         let others = self.opened.iter().any(|other| *other != key);
-        if others && self.pools[&key].lacks_backends() && self.may_connect(key, now) {
+        if others && self.pools[key].lacks_backends() && self.may_connect(key, now) {
             self.make_room(key, effects);
         }
     }
 
     /// Closes the longest idle backend that stands in the way of `key`: one of the same role at the role's bound, one of
     /// the same tenant at the tenant's, one of any tenant at the instance's.
-    fn make_room(&mut self, key: usize, effects: &mut Effects<B, W, E>) {
-        let pool = &self.pools[&key];
-        let (role, tenant) = (&self.roles[&pool.role], &self.tenants[&pool.tenant]);
+    fn make_room(&mut self, key: PoolKey, effects: &mut Effects<B, W, E>) {
+        let pool = &self.pools[key];
+        let (role, tenant) = (&self.roles[pool.role], &self.tenants[pool.tenant]);
         let at_role_bound = role.usage.open >= pool.settings.max;
         let at_tenant_bound = tenant.usage.open >= tenant.bound.max;
         // A close under way will give its slot to the queue: do not close another backend for the same waiter.
@@ -54,7 +54,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         let victim = self
             .opened
             .iter()
-            .map(|other| (&self.pools[other], *other))
+            .map(|&other| (&self.pools[other], other))
             .filter(|(candidate, other)| *other != key && in_the_way(candidate))
             .filter_map(|(candidate, other)| Some((candidate.idle.first()?.idle_since, other)))
             .min();
@@ -66,7 +66,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     /// Backends on their way out, of those that share the narrowest bound that is reached.
     fn closing_at_bound(&self, pool: &Pool<B, W, E>) -> u32 {
-        let (role, tenant) = (&self.roles[&pool.role], &self.tenants[&pool.tenant]);
+        let (role, tenant) = (&self.roles[pool.role], &self.tenants[pool.tenant]);
         if role.usage.open >= pool.settings.max {
             role.usage.closing
         } else if tenant.usage.open >= tenant.bound.max {
@@ -77,8 +77,8 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     }
 
     /// Whether a released backend of `key` goes to somebody else's waiter, who is kept out by a bound that we share.
-    pub(super) fn gives_way(&self, key: usize, now: Instant) -> bool {
-        let pool = &self.pools[&key];
+    pub(super) fn gives_way(&self, key: PoolKey, now: Instant) -> bool {
+        let pool = &self.pools[key];
         if self.usage.waiting == pool.usage.waiting {
             return false;
         }
@@ -86,7 +86,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             return true;
         }
         // One close at a time: its slot goes to the queue.
-        let tenant = &self.tenants[&pool.tenant];
+        let tenant = &self.tenants[pool.tenant];
         if tenant.usage.open >= tenant.bound.max {
             return tenant.usage.closing == 0 && self.gives_way_to_other_role(pool, now);
         }
@@ -95,12 +95,12 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     /// Within a role it is first come, first served, whatever startup parameters somebody has.
     fn gives_way_to_own_role(&self, pool: &Pool<B, W, E>, now: Instant) -> bool {
-        let (role, tenant) = (&self.roles[&pool.role], &self.tenants[&pool.tenant]);
+        let (role, tenant) = (&self.roles[pool.role], &self.tenants[pool.tenant]);
         let at_a_bound = role.usage.open >= pool.settings.max
             || tenant.usage.open >= tenant.bound.max
             || self.usage.open >= self.bound.max;
         let own = pool.first_waiter();
-        let mut others = role.pools.iter().map(|other| &self.pools[other]);
+        let mut others = role.pools.iter().map(|&other| &self.pools[other]);
         at_a_bound
             && self.closing_at_bound(pool) == 0
             && others.any(|other| other.usage.connecting < other.usage.waiting && waits_longer(other, own, now))
@@ -109,34 +109,34 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     /// To one that has waited longer than ours and has less than its share of the tenant's backends, while we have more
     /// than ours.
     fn gives_way_to_other_role(&self, pool: &Pool<B, W, E>, now: Instant) -> bool {
-        let (role, tenant) = (&self.roles[&pool.role], &self.tenants[&pool.tenant]);
+        let (role, tenant) = (&self.roles[pool.role], &self.tenants[pool.tenant]);
         let own = self.first_of_role(pool.role);
-        let sharers = tenant.roles.iter().filter(|role| self.roles[*role].usage.is_used()).count() as u32;
+        let sharers = tenant.roles.iter().filter(|&&role| self.roles[role].usage.is_used()).count() as u32;
         let share = (tenant.bound.max / sharers.max(1)).max(1);
-        let mut others = tenant.roles.iter().flat_map(|role| &self.roles[role].pools).map(|other| &self.pools[other]);
+        let mut others = tenant.roles.iter().flat_map(|&role| &self.roles[role].pools).map(|&other| &self.pools[other]);
         (role.usage.open > share || own.is_none())
             && others.any(|other| {
-                waits_longer(other, own, now) && self.roles[&other.role].usage.open < share.min(other.settings.max)
+                waits_longer(other, own, now) && self.roles[other.role].usage.open < share.min(other.settings.max)
             })
     }
 
     /// The same for the instance's backends.
     fn gives_way_to_other_tenant(&self, pool: &Pool<B, W, E>, now: Instant) -> bool {
-        let tenant = &self.tenants[&pool.tenant];
+        let tenant = &self.tenants[pool.tenant];
         let own = self.first_of_role(pool.role);
         let share = (self.bound.max / self.sharers.max(1)).max(1);
         (tenant.usage.open > share || own.is_none())
-            && self.queued.iter().map(|other| &self.pools[other]).any(|other| {
-                let theirs = &self.tenants[&other.tenant];
+            && self.queued.iter().map(|&other| &self.pools[other]).any(|other| {
+                let theirs = &self.tenants[other.tenant];
                 other.tenant != pool.tenant
                     && waits_longer(other, own, now)
                     && theirs.usage.open < share.min(theirs.bound.max)
-                    && self.roles[&other.role].usage.open < other.settings.max
+                    && self.roles[other.role].usage.open < other.settings.max
             })
     }
 
-    fn first_of_role(&self, role: usize) -> Option<Ticket> {
-        self.roles[&role].pools.iter().filter_map(|pool| self.pools[pool].first_waiter()).min()
+    fn first_of_role(&self, role: RoleKey) -> Option<Ticket> {
+        self.roles[role].pools.iter().filter_map(|&pool| self.pools[pool].first_waiter()).min()
     }
 }
 
