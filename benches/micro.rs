@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pgtenant::auth::{ClientSecret, ScramClient, ScramServer, ScramVerifier};
 use pgtenant::backend::{BackendState, Statements};
-use pgtenant::pool::ledger::{Bound, Checkout, Effect, Ledger, PoolSettings};
+use pgtenant::pool::ledger::{Bound, Checkout, Effect, Fairness, Ledger, PoolSettings, Share};
 use pgtenant::relay::{Flow, FlowLimits, SessionState, Splice};
 use pgtenant::sql;
 use pgtenant::wire::Opening;
@@ -18,10 +18,13 @@ use pgtenant::wire::messages::framed;
 fn ledger(c: &mut Criterion) {
     let now = Instant::now();
     let bound = Bound { max: 100, max_connecting: 100 };
-    let mut ledger: Ledger<u32, u32, &str> = Ledger::new(bound);
-    let tenant = ledger.add_tenant(bound);
+    let fairness =
+        Fairness { enabled: true, quantum: Duration::from_millis(100), lend_after: Duration::from_secs(1), shed: None };
+    let mut ledger: Ledger<u32, u32, &str> = Ledger::new(bound, fairness, now);
+    let tenant = ledger.add_tenant(Share { max: 20, max_connecting: 4, guaranteed: 0, weight: 1 }, now);
     let settings = PoolSettings {
         max: 20,
+        guaranteed: 0,
         min: 0,
         idle_timeout: Duration::from_secs(600),
         lifetime: Duration::from_secs(3600),

@@ -143,7 +143,7 @@ fn context(config: &Config, metrics: Arc<Metrics>, workers: Arc<Workers>, consol
     Context {
         config: ArcSwap::from_pointee(config.clone()),
         registry: Registry::default(),
-        pools: Pools::new(config.pool.clone(), workers.clone(), metrics.clone()),
+        pools: Pools::new(config, workers.clone(), metrics.clone()),
         hubs: Arc::default(),
         verifiers: Verifiers::new(config.auth.verifier_ttl, mock.clone()),
         backoff: Backoff::new(&config.auth),

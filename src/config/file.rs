@@ -36,6 +36,7 @@ pub(super) struct File {
     pub routing: Routing,
     pub auth: Auth,
     pub pool: Pool,
+    pub fairness: Fairness,
     pub limits: Limits,
     pub http: Http,
     pub log: Log,
@@ -54,6 +55,7 @@ impl Default for File {
             routing: Routing::default(),
             auth: Auth::default(),
             pool: Pool::default(),
+            fairness: Fairness::default(),
             limits: Limits::default(),
             http: Http::default(),
             log: Log::default(),
@@ -158,6 +160,9 @@ pub(super) struct Pool {
     pub max_backends: u32,
     pub max_backends_per_role: Option<u32>,
     pub min_backends: u32,
+    pub guaranteed_backends: u32,
+    pub guaranteed_backends_per_role: u32,
+    pub weight: u32,
     pub queue_timeout: Period,
     pub idle_timeout: Period,
     pub lifetime: Period,
@@ -180,6 +185,9 @@ impl Default for Pool {
             max_backends: 20,
             max_backends_per_role: None,
             min_backends: 0,
+            guaranteed_backends: 0,
+            guaranteed_backends_per_role: 0,
+            weight: 1,
             queue_timeout: seconds(30),
             idle_timeout: seconds(10 * 60),
             lifetime: seconds(60 * 60),
@@ -205,6 +213,9 @@ pub(super) struct TenantPool {
     pub max_backends: Option<u32>,
     pub max_backends_per_role: Option<u32>,
     pub min_backends: Option<u32>,
+    pub guaranteed_backends: Option<u32>,
+    pub guaranteed_backends_per_role: Option<u32>,
+    pub weight: Option<u32>,
     pub queue_timeout: Option<Period>,
     pub idle_timeout: Option<Period>,
     pub lifetime: Option<Period>,
@@ -213,6 +224,28 @@ pub(super) struct TenantPool {
     pub cache_unnamed: Option<bool>,
     pub max_pins: Option<u32>,
     pub max_pin_time: Option<Period>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Fairness {
+    pub enabled: bool,
+    pub quantum: Period,
+    pub lend_after: Period,
+    pub shed_target: Option<Period>,
+    pub shed_interval: Period,
+}
+
+impl Default for Fairness {
+    fn default() -> Self {
+        Fairness {
+            enabled: true,
+            quantum: milliseconds(100),
+            lend_after: seconds(1),
+            shed_target: None,
+            shed_interval: seconds(5),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

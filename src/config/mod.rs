@@ -43,6 +43,7 @@ pub struct Config {
     pub routing: Routing,
     pub auth: Auth,
     pub pool: PoolDefaults,
+    pub fairness: Fairness,
     pub limits: Limits,
     pub http: Http,
     pub log: Log,
@@ -156,6 +157,21 @@ pub struct PoolDefaults {
     pub retry_max: Duration,
 }
 
+/// How tenants share an instance, `[fairness]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fairness {
+    /// By weight and backend time; otherwise first come, first served. Default true.
+    pub enabled: bool,
+    /// Backend time, for a weight of 1, by which a tenant may run ahead of one that waits; default 100 ms.
+    pub quantum: Duration,
+    /// After so long an idle backend may be closed for tenants that have their share already; default 1 s.
+    pub lend_after: Duration,
+    /// With longer waits for an instance's backends, requests are turned away (CoDel). Default: never.
+    pub shed_target: Option<Duration>,
+    /// When no wait was shorter for so long; default 5 s.
+    pub shed_interval: Duration,
+}
+
 /// The pool settings of one tenant.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TenantPool {
@@ -167,6 +183,12 @@ pub struct TenantPool {
     pub max_backends_per_role: u32,
     /// Backends of one (database, role) kept open once it was used; default 0.
     pub min_backends: u32,
+    /// So many of the instance's backends are the tenant's before any other's; default 0.
+    pub guaranteed_backends: u32,
+    /// So many of the tenant's backends are a (database, role)'s before any other's; default 0.
+    pub guaranteed_backends_per_role: u32,
+    /// Of what several tenants of an instance want, in proportion to the others'; 1 to 1000, default 1.
+    pub weight: u32,
     /// Longest wait for a backend; default 30 s.
     pub queue_timeout: Duration,
     /// An idle backend beyond the minimum is closed after this; default 10 min.

@@ -3,7 +3,10 @@
 use super::file;
 use super::problem::Scope;
 use super::resolve::positive;
-use super::{PoolDefaults, TenantPool};
+use super::{Fairness, PoolDefaults, TenantPool};
+
+/// Beyond, tenants of little weight would get nothing to speak of.
+const MAX_WEIGHT: u32 = 1000;
 
 pub(super) fn defaults(written: &file::Pool, mut scope: Scope<'_, '_>) -> PoolDefaults {
     let defaults = TenantPool {
@@ -11,6 +14,9 @@ pub(super) fn defaults(written: &file::Pool, mut scope: Scope<'_, '_>) -> PoolDe
         max_backends: written.max_backends,
         max_backends_per_role: written.max_backends_per_role.unwrap_or(written.max_backends),
         min_backends: written.min_backends,
+        guaranteed_backends: written.guaranteed_backends,
+        guaranteed_backends_per_role: written.guaranteed_backends_per_role,
+        weight: written.weight,
         queue_timeout: positive(&mut scope, "queue_timeout", written.queue_timeout),
         idle_timeout: positive(&mut scope, "idle_timeout", written.idle_timeout),
         lifetime: positive(&mut scope, "lifetime", written.lifetime),
@@ -39,6 +45,17 @@ pub(super) fn defaults(written: &file::Pool, mut scope: Scope<'_, '_>) -> PoolDe
     }
 }
 
+/// `[fairness]`.
+pub(super) fn fairness(written: &file::Fairness, mut scope: Scope<'_, '_>) -> Fairness {
+    Fairness {
+        enabled: written.enabled,
+        quantum: positive(&mut scope, "quantum", written.quantum),
+        lend_after: written.lend_after.0,
+        shed_target: written.shed_target.map(|target| positive(&mut scope, "shed_target", target)),
+        shed_interval: positive(&mut scope, "shed_interval", written.shed_interval),
+    }
+}
+
 /// Inherited bounds give way to the tenant's own: `max_backends = 5` alone is complete, whatever the defaults are.
 pub(super) fn of_tenant(own: &file::TenantPool, base: &file::Pool, mut scope: Scope<'_, '_>) -> TenantPool {
     let max_backends = own.max_backends.unwrap_or(base.max_backends);
@@ -50,6 +67,11 @@ pub(super) fn of_tenant(own: &file::TenantPool, base: &file::Pool, mut scope: Sc
         max_backends,
         max_backends_per_role,
         min_backends,
+        guaranteed_backends: own.guaranteed_backends.unwrap_or(base.guaranteed_backends.min(max_backends)),
+        guaranteed_backends_per_role: own
+            .guaranteed_backends_per_role
+            .unwrap_or(base.guaranteed_backends_per_role.min(max_backends_per_role)),
+        weight: own.weight.unwrap_or(base.weight),
         queue_timeout: own.queue_timeout.unwrap_or(base.queue_timeout).0,
         idle_timeout: own.idle_timeout.unwrap_or(base.idle_timeout).0,
         lifetime: own.lifetime.unwrap_or(base.lifetime).0,
@@ -69,7 +91,15 @@ pub(super) fn of_tenant(own: &file::TenantPool, base: &file::Pool, mut scope: Sc
     for (key, period) in times {
         period.map(|period| positive(&mut scope, key, period));
     }
-    if own.max_backends.or(own.max_backends_per_role).or(own.min_backends).is_some() {
+    let bounds = [
+        own.max_backends,
+        own.max_backends_per_role,
+        own.min_backends,
+        own.guaranteed_backends,
+        own.guaranteed_backends_per_role,
+        own.weight,
+    ];
+    if bounds.iter().any(Option::is_some) {
         check_bounds(&pool, &mut scope);
     }
     pool
@@ -85,5 +115,15 @@ fn check_bounds(pool: &TenantPool, scope: &mut Scope<'_, '_>) {
         scope.problem("max_backends_per_role", format!("{per_role} is more than max_backends ({most})"));
     } else if least > per_role {
         scope.problem("min_backends", format!("{least} is more than one role may have ({per_role})"));
+    } else if pool.guaranteed_backends > most {
+        let guaranteed = pool.guaranteed_backends;
+        scope.problem("guaranteed_backends", format!("{guaranteed} is more than max_backends ({most})"));
+    } else if pool.guaranteed_backends_per_role > per_role {
+        let guaranteed = pool.guaranteed_backends_per_role;
+        let message = format!("{guaranteed} is more than one role may have ({per_role})");
+        scope.problem("guaranteed_backends_per_role", message);
+    }
+    if !(1..=MAX_WEIGHT).contains(&pool.weight) {
+        scope.problem("weight", format!("{} is not in 1..={MAX_WEIGHT}", pool.weight));
     }
 }

@@ -50,6 +50,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let tls = tls(file.tls, &listen, scope.enter("tls"));
     let auth = auth(&file.auth, scope.enter("auth"));
     let pool = pool::defaults(&file.pool, scope.enter("pool"));
+    let fairness = pool::fairness(&file.fairness, scope.enter("fairness"));
     let limits = limits(&file.limits, scope.enter("limits"));
     let http = Http { address: file.http.address.0, max_tenant_series: file.http.max_tenant_series };
     let log = log(file.log, scope.enter("log"));
@@ -71,7 +72,23 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
 
     let sources: Vec<PathBuf> = std::mem::take(&mut gathered.sources).into_iter().collect();
     let written = admin::written(&document.values);
-    Config { sources, written, listen, tls, routing, auth, pool, limits, http, log, drain, admin, instances, tenants }
+    Config {
+        sources,
+        written,
+        listen,
+        tls,
+        routing,
+        auth,
+        pool,
+        fairness,
+        limits,
+        http,
+        log,
+        drain,
+        admin,
+        instances,
+        tenants,
+    }
 }
 
 /// A time limit that must not be zero, which some would read as "none".

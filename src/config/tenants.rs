@@ -49,6 +49,7 @@ pub(super) fn resolve(
         }
     }
     check_overlap(&tenants, &proxy.document.path, proxy.gathered);
+    check_guaranteed(&tenants, proxy);
     (tenants, ids.into_keys().collect())
 }
 
@@ -244,6 +245,24 @@ fn check_overlap(tenants: &BTreeMap<String, Arc<Tenant>>, proxy: &Path, gathered
         // An inline tenant shares its file with others.
         problem.key = if tenant.source == proxy { format!("tenants.{}.{key}", tenant.id) } else { key.to_owned() };
         gathered.add(problem);
+    }
+}
+
+/// An instance cannot guarantee more than it has.
+fn check_guaranteed(tenants: &BTreeMap<String, Arc<Tenant>>, proxy: &mut Scope<'_, '_>) {
+    let mut by_instance: BTreeMap<&str, (&Instance, u64)> = BTreeMap::new();
+    for tenant in tenants.values() {
+        let (_, sum) = by_instance.entry(&tenant.instance.name).or_insert((&tenant.instance, 0));
+        *sum += u64::from(tenant.pool.guaranteed_backends);
+    }
+    for (name, (instance, sum)) in by_instance {
+        if sum > u64::from(instance.max_backends) {
+            let max = instance.max_backends;
+            let message = format!(
+                "{max}, but {sum} are guaranteed to its tenants (pool.guaranteed_backends); raise it, or guarantee less"
+            );
+            proxy.enter("instances").enter(name).problem("max_backends", message);
+        }
     }
 }
 

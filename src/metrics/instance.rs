@@ -22,6 +22,8 @@ pub struct InstanceMetrics {
     pins_begun: Vec<IntCounter>,
     listeners: IntGauge,
     listen_backends: IntGauge,
+    /// Requests turned away because the queue for the instance stood.
+    pub shed: IntCounter,
 }
 
 impl InstanceMetrics {
@@ -67,6 +69,7 @@ pub(super) struct Families {
     pins_begun: IntCounterVec,
     listeners: IntGaugeVec,
     listen_backends: IntGaugeVec,
+    shed: IntCounterVec,
 }
 
 /// Upper bounds in seconds. A query through a proxy on a local network takes about 200 µs.
@@ -114,6 +117,12 @@ impl Families {
                 "Backends that listen for all clients of a database.",
                 instance,
             ),
+            shed: counter_vec(
+                registry,
+                "pgtenant_requests_shed_total",
+                "Requests turned away because the queue for the instance stood (fairness.shed_target).",
+                instance,
+            ),
         }
     }
 
@@ -132,6 +141,7 @@ impl Families {
             pins_begun: Pin::ALL.iter().map(|pin| self.pins_begun.with_label_values(&[name, pin.text()])).collect(),
             listeners: self.listeners.with_label_values(&[name]),
             listen_backends: self.listen_backends.with_label_values(&[name]),
+            shed: self.shed.with_label_values(&[name]),
         }
     }
 
@@ -151,6 +161,8 @@ impl Families {
         for family in [&self.listeners, &self.listen_backends] {
             let _ = family.remove_label_values(&[name]);
         }
-        let _ = self.identity_mismatches.remove_label_values(&[name]);
+        for family in [&self.identity_mismatches, &self.shed] {
+            let _ = family.remove_label_values(&[name]);
+        }
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::Pool;
-use super::instance::{Asked, Granted, spawn_close};
+use super::instance::{Asked, Granted, NotGranted, spawn_close};
 use super::ledger::{Slot, Ticket};
 use crate::backend::{Backend, ConnectError};
 use crate::wire::{PgError, sqlstate};
@@ -25,6 +25,8 @@ pub enum CheckoutError {
     Connect(#[from] Arc<ConnectError>),
     #[error("no backend within {} ms", waited.as_millis())]
     QueueTimeout { waited: Duration, max_backends: u32, waiting: u32 },
+    #[error("turned away after {} ms, because the queue for the instance stands", waited.as_millis())]
+    Shed { waited: Duration },
     #[error("the tenant was removed, suspended or moved")]
     Retired,
 }
@@ -45,6 +47,14 @@ impl CheckoutError {
             CheckoutError::Retired => {
                 PgError::error(sqlstate::ADMIN_SHUTDOWN, "the tenant's configuration has changed")
                     .with_hint("Connect again.")
+            }
+            CheckoutError::Shed { waited } => {
+                PgError::error(sqlstate::TOO_MANY_CONNECTIONS, "the database server is overloaded")
+                    .with_detail(format!(
+                        "Waited {} ms for a backend; of the tenants that wait, this one has had most.",
+                        waited.as_millis()
+                    ))
+                    .with_hint("Try again later, with fewer clients at a time or shorter transactions.")
             }
             CheckoutError::QueueTimeout { waited, max_backends, waiting } => {
                 PgError::error(sqlstate::TOO_MANY_CONNECTIONS, "no backend connection became free in time")
@@ -188,7 +198,8 @@ impl Pool {
                         return Ok(checkout);
                     }
                 }
-                Some(Err(error)) => return Err(error.into()),
+                Some(Err(NotGranted::Connect(error))) => return Err(error.into()),
+                Some(Err(NotGranted::Shed)) => return Err(CheckoutError::Shed { waited }),
                 None => {
                     return Err(CheckoutError::QueueTimeout {
                         waited,

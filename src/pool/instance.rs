@@ -9,22 +9,25 @@ use tokio::sync::oneshot;
 
 use super::Pool;
 use super::checkout::Checkout;
-use super::ledger::{self, Bound, Counts, Effect, Ledger, PoolKey, PoolSettings, RoleKey, Slot, TenantKey, Ticket};
+use super::ledger::{
+    self, Bound, Counts, Effect, Fairness, Ledger, PoolKey, PoolSettings, RoleKey, Share, Slot, TenantKey, Ticket,
+};
 use crate::backend::{Backend, CancelKey, ConnectError};
 use crate::config;
 use crate::metrics::{ConnectResult, InstanceMetrics};
 use crate::net::{DialError, InstanceTlsError, Place};
 
 /// What a waiter gets in the end.
-pub(super) type Granted = Result<Checkout, Arc<ConnectError>>;
+pub(super) type Granted = Result<Checkout, NotGranted>;
 
-/// Somebody who waits for a backend.
+/// Why a waiter gets nothing.
 #[derive(Debug)]
-pub(super) struct Waiter {
-    granted: oneshot::Sender<Granted>,
-    since: Instant,
+pub(super) enum NotGranted {
+    Connect(Arc<ConnectError>),
+    Shed,
 }
 
+type Waiter = oneshot::Sender<Granted>;
 type Effects = ledger::Effects<Box<Backend>, Waiter, Arc<ConnectError>>;
 
 /// See the module. The lock is held for bookkeeping only, never across an await or a system call.
@@ -53,10 +56,11 @@ impl InstancePools {
     pub fn new(
         instance: Arc<config::Instance>,
         bound: Bound,
+        fairness: Fairness,
         metrics: Arc<InstanceMetrics>,
     ) -> Result<Arc<Self>, InstanceTlsError> {
         let place = Arc::new(Place::new(instance)?);
-        let books = Books { ledger: Ledger::new(bound), pools: SecondaryMap::new() };
+        let books = Books { ledger: Ledger::new(bound, fairness, Instant::now()), pools: SecondaryMap::new() };
         Ok(Arc::new(InstancePools { place, metrics, books: Mutex::new(books) }))
     }
 
@@ -82,7 +86,11 @@ impl InstancePools {
                     Effect::Grant(key, waiter, slot) => Task::Grant(books.pools[key].clone(), waiter, slot),
                     Effect::Open(key) => Task::Open(books.pools[key].clone()),
                     Effect::Close(key, backend) => Task::Close(books.pools[key].clone(), backend),
-                    Effect::Fail(waiter, error) => Task::Fail(waiter, error),
+                    Effect::Fail(waiter, error) => Task::Fail(waiter, NotGranted::Connect(error)),
+                    Effect::Shed(waiter) => {
+                        self.metrics.shed.inc();
+                        Task::Fail(waiter, NotGranted::Shed)
+                    }
                 });
             }
             result
@@ -93,8 +101,8 @@ impl InstancePools {
         result
     }
 
-    pub fn add_tenant(&self, bound: Bound) -> TenantKey {
-        self.with(|books, _| books.ledger.add_tenant(bound))
+    pub fn add_tenant(&self, share: Share) -> TenantKey {
+        self.with(|books, _| books.ledger.add_tenant(share, Instant::now()))
     }
 
     pub fn add_role(&self, tenant: TenantKey) -> RoleKey {
@@ -145,14 +153,14 @@ impl InstancePools {
         })
     }
 
-    pub fn set_bound(&self, bound: Bound) {
-        self.with(|books, effects| books.ledger.set_bound(bound, Instant::now(), effects));
+    pub fn set_bound(&self, bound: Bound, fairness: Fairness) {
+        self.with(|books, effects| books.ledger.set_bound(bound, fairness, Instant::now(), effects));
     }
 
-    pub fn set_tenant(&self, tenant: TenantKey, bound: Bound, pools: &[PoolKey], settings: PoolSettings) {
+    pub fn set_tenant(&self, tenant: TenantKey, share: Share, pools: &[PoolKey], settings: PoolSettings) {
         self.with(|books, effects| {
             let now = Instant::now();
-            books.ledger.set_tenant(tenant, bound, now, effects);
+            books.ledger.set_tenant(tenant, share, now, effects);
             for pool in pools {
                 books.ledger.set_pool(*pool, settings, now, effects);
             }
@@ -165,7 +173,7 @@ impl InstancePools {
             let waiter = || {
                 let (sender, granted) = oneshot::channel();
                 receiver = Some(granted);
-                Waiter { granted: sender, since: now }
+                sender
             };
             match books.ledger.checkout(pool, now, waiter, effects) {
                 ledger::Checkout::Ready(slot) => Asked::Ready(slot),
@@ -187,7 +195,7 @@ impl InstancePools {
     }
 
     pub fn discard(&self, pool: PoolKey) {
-        self.with(|books, _| books.ledger.discard(pool));
+        self.with(|books, _| books.ledger.discard(pool, Instant::now()));
     }
 
     pub fn closed(&self, pool: PoolKey) {
@@ -203,7 +211,7 @@ impl InstancePools {
     }
 
     pub fn waits_since(&self, pool: PoolKey) -> Option<Instant> {
-        self.with(|books, _| books.ledger.first_waiter(pool).map(|waiter| waiter.since))
+        self.with(|books, _| books.ledger.waits_since(pool))
     }
 
     pub fn is_empty(&self, tenant: TenantKey) -> bool {
@@ -251,7 +259,7 @@ enum Task {
     Grant(Arc<Pool>, Waiter, Slot<Box<Backend>>),
     Open(Arc<Pool>),
     Close(Arc<Pool>, Box<Backend>),
-    Fail(Waiter, Arc<ConnectError>),
+    Fail(Waiter, NotGranted),
 }
 
 impl Task {
@@ -261,14 +269,14 @@ impl Task {
                 // A waiter that left in this very moment gives the backend back unused.
                 let since = slot.idle_since;
                 let granted = Checkout::new(pool, slot, since);
-                if let Err(Ok(unused)) = waiter.granted.send(Ok(granted)) {
+                if let Err(Ok(unused)) = waiter.send(Ok(granted)) {
                     unused.release();
                 }
             }
             Task::Open(pool) => pool.spawn_connect(),
             Task::Close(pool, backend) => spawn_close(pool, backend, false),
             // Gone already: nobody left to tell.
-            Task::Fail(waiter, error) => drop(waiter.granted.send(Err(error))),
+            Task::Fail(waiter, error) => drop(waiter.send(Err(error))),
         }
     }
 }

@@ -4,13 +4,20 @@
 //! Three bounds hold at every moment: the instance's, each tenant's, each role's. A backend counts from the moment its
 //! connect begins until its close is confirmed, so that the instance never sees more than the bound.
 
+mod members;
+mod meter;
+mod shedding;
 mod turns;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use slotmap::SlotMap;
 use smallvec::SmallVec;
+
+use meter::Meter;
+use shedding::Shedding;
 
 // A key that is kept too long finds nothing, and never another tenant's pool.
 slotmap::new_key_type! {
@@ -26,18 +33,54 @@ slotmap::new_key_type! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
 
-/// How many backends a tenant or the instance may have, and how many connects may be under way.
+/// How many backends the instance may have, and how many connects may be under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bound {
     pub max: u32,
     pub max_connecting: u32,
 }
 
+/// What a tenant may have of its instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    pub max: u32,
+    pub max_connecting: u32,
+    /// So many are the tenant's before anybody else's: whoever has more than is guaranteed to it makes room at its next
+    /// release.
+    pub guaranteed: u32,
+    /// Of what several tenants want, in proportion to the others'; at least 1.
+    pub weight: u32,
+}
+
+/// How the tenants of an instance share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fairness {
+    /// By weight and backend time; otherwise first come, first served.
+    pub enabled: bool,
+    /// Backend time, for a weight of 1, by which a tenant may run ahead of one that waits before it has to give way.
+    pub quantum: Duration,
+    /// An idle backend is lent to those who have their share already when it was not used for so long.
+    pub lend_after: Duration,
+    /// None: nobody is turned away before the queue timeout.
+    pub shed: Option<Shed>,
+}
+
+/// When waiting requests are turned away (CoDel, RFC 8289).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shed {
+    /// A longer wait means a standing queue...
+    pub target: Duration,
+    /// ...when none was shorter for so long.
+    pub interval: Duration,
+}
+
 /// One pool's settings; those of one role are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolSettings {
-    /// Of all pools of the role together, as `min` is.
+    /// Of all pools of the role together, as `min` and `guaranteed` are.
     pub max: u32,
+    /// Of the tenant's backends; before those of the roles that have what is guaranteed to them.
+    pub guaranteed: u32,
     /// Kept open once the role was used.
     pub min: u32,
     pub idle_timeout: Duration,
@@ -68,6 +111,8 @@ pub enum Effect<B, W, E> {
     Close(PoolKey, B),
     /// No backend will come: the connect failed.
     Fail(W, E),
+    /// No backend will come soon: the queue stands still, and the waiter's tenant has had most.
+    Shed(W),
 }
 
 /// The answer to a request for a backend.
@@ -112,9 +157,17 @@ impl Usage {
 
 #[derive(Debug)]
 struct Tenant {
-    bound: Bound,
+    share: Share,
     usage: Usage,
     roles: Vec<RoleKey>,
+    meter: Meter,
+}
+
+impl Tenant {
+    /// It holds a backend or waits for one.
+    fn is_active(&self) -> bool {
+        self.meter.held > 0 || self.usage.waiting > 0
+    }
 }
 
 /// The pools of one role differ in what their backends were opened with. They share its bounds, and one queue.
@@ -134,10 +187,16 @@ struct Pool<B, W, E> {
     lasting: bool,
     usage: Usage,
     idle: Vec<Slot<B>>,
-    waiters: BTreeMap<Ticket, W>,
+    waiters: BTreeMap<Ticket, Waiting<W>>,
     epoch: u64,
     used: bool,
     failure: Option<Failure<E>>,
+}
+
+#[derive(Debug)]
+struct Waiting<W> {
+    waiter: W,
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -151,6 +210,7 @@ struct Failure<E> {
 #[derive(Debug)]
 pub struct Ledger<B, W, E> {
     bound: Bound,
+    fairness: Fairness,
     usage: Usage,
     tenants: SlotMap<TenantKey, Tenant>,
     roles: SlotMap<RoleKey, Role>,
@@ -158,8 +218,12 @@ pub struct Ledger<B, W, E> {
     /// The pools that somebody waits for, and those that have backends: few of all.
     queued: Vec<PoolKey>,
     opened: Vec<PoolKey>,
-    /// Tenants that have backends, or wait for some.
-    sharers: u32,
+    /// The weight of all tenants that have backends, or wait for some; and of those that hold some or wait.
+    sharing: u32,
+    active: u32,
+    /// The mean of the active tenants' meters.
+    meter: Meter,
+    shedding: Shedding,
     next_ticket: u64,
 }
 
@@ -167,76 +231,21 @@ pub struct Ledger<B, W, E> {
 pub type Effects<B, W, E> = SmallVec<[Effect<B, W, E>; 2]>;
 
 impl<B, W, E: Clone> Ledger<B, W, E> {
-    pub fn new(bound: Bound) -> Self {
+    pub fn new(bound: Bound, fairness: Fairness, now: Instant) -> Self {
         Ledger {
             bound,
+            fairness,
             usage: Usage::default(),
             tenants: SlotMap::with_key(),
             roles: SlotMap::with_key(),
             pools: SlotMap::with_key(),
             queued: Vec::new(),
             opened: Vec::new(),
-            sharers: 0,
+            sharing: 0,
+            active: 0,
+            meter: Meter::new(now),
+            shedding: Shedding::default(),
             next_ticket: 0,
-        }
-    }
-
-    pub fn add_tenant(&mut self, bound: Bound) -> TenantKey {
-        self.tenants.insert(Tenant { bound, usage: Usage::default(), roles: Vec::new() })
-    }
-
-    pub fn add_role(&mut self, tenant: TenantKey) -> RoleKey {
-        let key = self.roles.insert(Role { tenant, usage: Usage::default(), pools: Vec::new() });
-        self.tenant(tenant).roles.push(key);
-        key
-    }
-
-    /// A pool that is not `lasting` serves while somebody asks for it; the caller removes it then.
-    pub fn add_pool(&mut self, role: RoleKey, settings: PoolSettings, lasting: bool) -> PoolKey {
-        let pool = Pool {
-            tenant: self.roles[role].tenant,
-            role,
-            settings,
-            lasting,
-            usage: Usage::default(),
-            idle: Vec::new(),
-            waiters: BTreeMap::new(),
-            epoch: 0,
-            used: false,
-            failure: None,
-        };
-        let key = self.pools.insert(pool);
-        self.role(role).pools.push(key);
-        key
-    }
-
-    /// Whether nothing would be lost with the pool: no backend, closing ones included, no waiter, and no failed connect
-    /// that still keeps others from trying.
-    pub fn is_unused(&self, key: PoolKey, now: Instant) -> bool {
-        self.pools.get(key).is_none_or(|pool| {
-            let failed = pool.failure.as_ref().is_some_and(|failure| now < failure.retry_at);
-            pool.usage.open == 0 && pool.usage.waiting == 0 && !failed
-        })
-    }
-
-    /// Removes a pool if it has neither backends nor waiters; says whether it is gone.
-    pub fn remove_pool(&mut self, key: PoolKey) -> bool {
-        let Some(pool) = self.pools.get(key) else { return true };
-        let role = pool.role;
-        let empty = pool.usage.open == 0 && pool.usage.waiting == 0;
-        if empty {
-            self.pools.remove(key);
-            self.role(role).pools.retain(|other| *other != key);
-        }
-        empty
-    }
-
-    /// Removes a role that has no pools any more.
-    pub fn remove_role(&mut self, key: RoleKey) {
-        if self.roles.get(key).is_some_and(|role| role.pools.is_empty())
-            && let Some(role) = self.roles.remove(key)
-        {
-            self.tenant(role.tenant).roles.retain(|other| *other != key);
         }
     }
 
@@ -250,48 +259,6 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
 
     fn pool(&mut self, key: PoolKey) -> &mut Pool<B, W, E> {
         self.pools.get_mut(key).expect("a pool stays as long as it has backends or waiters")
-    }
-
-    /// Whether the tenant has neither backends, closing ones included, nor waiters.
-    pub fn is_empty(&self, tenant: TenantKey) -> bool {
-        self.tenants.get(tenant).is_none_or(|tenant| tenant.usage.open == 0 && tenant.usage.waiting == 0)
-    }
-
-    /// Whether any of the tenant's backends is being closed.
-    pub fn is_closing(&self, tenant: TenantKey) -> bool {
-        self.tenants.get(tenant).is_some_and(|tenant| tenant.usage.closing > 0)
-    }
-
-    /// Removes a tenant if it is empty; says whether it did.
-    pub fn remove_tenant(&mut self, tenant: TenantKey) -> bool {
-        let empty = self.is_empty(tenant);
-        if empty {
-            for role in self.tenants.remove(tenant).map(|tenant| tenant.roles).unwrap_or_default() {
-                for pool in self.roles.remove(role).map(|role| role.pools).unwrap_or_default() {
-                    self.pools.remove(pool);
-                }
-            }
-        }
-        empty
-    }
-
-    pub fn set_bound(&mut self, bound: Bound, now: Instant, effects: &mut Effects<B, W, E>) {
-        self.bound = bound;
-        self.pump(now, effects);
-    }
-
-    pub fn set_tenant(&mut self, tenant: TenantKey, bound: Bound, now: Instant, effects: &mut Effects<B, W, E>) {
-        if let Some(tenant) = self.tenants.get_mut(tenant) {
-            tenant.bound = bound;
-        }
-        self.pump(now, effects);
-    }
-
-    pub fn set_pool(&mut self, pool: PoolKey, settings: PoolSettings, now: Instant, effects: &mut Effects<B, W, E>) {
-        if let Some(pool) = self.pools.get_mut(pool) {
-            pool.settings = settings;
-        }
-        self.pump(now, effects);
     }
 
     pub fn counts(&self, pool: PoolKey) -> Counts {
@@ -310,9 +277,9 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         self.pools.get(pool).map_or(&[], |pool| &pool.idle)
     }
 
-    /// Who has waited longest.
-    pub fn first_waiter(&self, pool: PoolKey) -> Option<&W> {
-        self.pools.get(pool)?.waiters.values().next()
+    /// Since when somebody waits who has waited longest.
+    pub fn waits_since(&self, pool: PoolKey) -> Option<Instant> {
+        Some(self.pools.get(pool)?.waiters.values().next()?.since)
     }
 
     /// Asks for a backend: the most recently used idle one, or a place in the queue.
@@ -327,6 +294,8 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         pool.used = true;
         // A release serves the queue first: where there is an idle backend, nobody waits.
         if let Some(slot) = pool.idle.pop() {
+            let tenant = pool.tenant;
+            self.hold(tenant, 1, now);
             return Checkout::Ready(slot);
         }
         if pool.established() == 0
@@ -337,7 +306,9 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         }
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        pool.waiters.insert(ticket, waiter());
+        pool.waiters.insert(ticket, Waiting { waiter: waiter(), since: now });
+        let tenant = pool.tenant;
+        self.hold(tenant, 0, now);
         self.each_usage(key, |usage| usage.waiting += 1);
         // Those who wait already could not be helped a moment ago, and nothing has become free since.
         self.pump_for(key, now, effects);
@@ -354,8 +325,14 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     }
 
     /// A clean backend comes back: to the first waiter, to the idle ones, or to its end.
-    pub fn release(&mut self, key: PoolKey, mut slot: Slot<B>, now: Instant, effects: &mut Effects<B, W, E>) {
-        let pool = self.pool(key);
+    pub fn release(&mut self, key: PoolKey, slot: Slot<B>, now: Instant, effects: &mut Effects<B, W, E>) {
+        self.hold(self.pools[key].tenant, -1, now);
+        self.place(key, slot, now, effects);
+    }
+
+    /// A backend in nobody's hands finds its place.
+    fn place(&mut self, key: PoolKey, mut slot: Slot<B>, now: Instant, effects: &mut Effects<B, W, E>) {
+        let pool = &self.pools[key];
         let expired = now.duration_since(slot.opened) >= pool.settings.lifetime;
         if slot.epoch != pool.epoch || expired || self.over_bound(key) || self.gives_way(key, now) {
             self.close(key, slot.backend, effects);
@@ -364,9 +341,12 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         slot.idle_since = now;
         let pool = self.pool(key);
         match pool.waiters.pop_first() {
-            Some((_, waiter)) => {
+            Some((_, Waiting { waiter, since })) => {
+                let tenant = pool.tenant;
+                self.hold(tenant, 1, now);
                 self.each_usage(key, |usage| usage.waiting -= 1);
                 effects.push(Effect::Grant(key, waiter, slot));
+                self.watch_queue(now.saturating_duration_since(since), now, effects);
             }
             None => {
                 pool.idle.push(slot);
@@ -378,7 +358,8 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     }
 
     /// A backend that must not be used again was taken out of the caller's hands: it counts until `closed`.
-    pub fn discard(&mut self, key: PoolKey) {
+    pub fn discard(&mut self, key: PoolKey, now: Instant) {
+        self.hold(self.pools[key].tenant, -1, now);
         self.each_usage(key, |usage| usage.closing += 1);
     }
 
@@ -397,7 +378,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         pool.failure = None;
         let slot = Slot { backend, epoch: pool.epoch, opened: now, idle_since: now };
         self.each_usage(key, |usage| usage.connecting -= 1);
-        self.release(key, slot, now, effects);
+        self.place(key, slot, now, effects);
         self.pump(now, effects);
     }
 
@@ -417,7 +398,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             let waiters = std::mem::take(&mut self.pool(key).waiters);
             let count = waiters.len() as u32;
             self.each_usage(key, |usage| usage.waiting -= count);
-            effects.extend(waiters.into_values().map(|waiter| Effect::Fail(waiter, error.clone())));
+            effects.extend(waiters.into_values().map(|waiting| Effect::Fail(waiting.waiter, error.clone())));
         }
         self.pump(now, effects);
     }
@@ -439,58 +420,40 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         }
     }
 
-    /// Closes what was idle or lived too long or is beyond a lowered bound, restores minimums, and tries again what had to wait. Call it about once
-    /// a second.
-    pub fn reap(&mut self, now: Instant, effects: &mut Effects<B, W, E>) {
-        let keys: Vec<PoolKey> = self.pools.keys().collect();
-        for key in keys {
-            let staying = self.roles[self.pools[key].role].usage.staying();
-            let pool = self.pool(key);
-            let mut spare = staying.saturating_sub(pool.settings.min);
-            let mut expired = Vec::new();
-            let mut index = 0;
-            while index < pool.idle.len() {
-                let slot = &pool.idle[index];
-                let idle_too_long = spare > 0 && now.duration_since(slot.idle_since) >= pool.settings.idle_timeout;
-                if idle_too_long || now.duration_since(slot.opened) >= pool.settings.lifetime {
-                    spare = spare.saturating_sub(1);
-                    expired.push(pool.idle.remove(index).backend);
-                } else {
-                    index += 1;
-                }
-            }
-            for backend in expired {
-                self.close(key, backend, effects);
-            }
-            while !self.pools[key].idle.is_empty() && self.over_bound(key) {
-                let longest_idle = self.pool(key).idle.remove(0);
-                self.close(key, longest_idle.backend, effects);
-            }
-            while self.wants_minimum(key) && self.may_open(key, now) {
-                self.open(key, effects);
-            }
-        }
-        self.pump(now, effects);
-    }
-
     fn each_usage(&mut self, pool: PoolKey, change: impl Fn(&mut Usage)) {
         let Pool { tenant, role, ref mut usage, .. } = *self.pool(pool);
         let before = *usage;
         change(usage);
         let after = *usage;
         change(&mut self.role(role).usage);
-        let usage = &mut self.tenant(tenant).usage;
-        let shared = usage.is_used();
-        change(usage);
-        let shares = usage.is_used();
-        self.sharers = self.sharers + u32::from(shares) - u32::from(shared);
+        let of_tenant = self.tenant(tenant);
+        let (shared, was_active) = (of_tenant.usage.is_used(), of_tenant.is_active());
+        change(&mut of_tenant.usage);
+        let (shares, is_active, weight) = (of_tenant.usage.is_used(), of_tenant.is_active(), of_tenant.share.weight);
+        weigh(&mut self.sharing, weight, shared, shares);
+        weigh(&mut self.active, weight, was_active, is_active);
         change(&mut self.usage);
         list(&mut self.queued, pool, before.waiting > 0, after.waiting > 0);
         list(&mut self.opened, pool, before.open > 0, after.open > 0);
     }
 
+    /// Counts the backends in the tenant's hands, and what time they were there. For a tenant that begins to wait `change`
+    /// is 0.
+    fn hold(&mut self, key: TenantKey, change: i32, now: Instant) {
+        let quantum = self.fairness.quantum;
+        self.meter.advance(self.active, now);
+        let tenant = &mut self.tenants[key];
+        let was_active = tenant.is_active();
+        tenant.meter.advance(tenant.share.weight, now);
+        tenant.meter.stay_near(&self.meter, quantum);
+        tenant.meter.held = tenant.meter.held.wrapping_add_signed(change);
+        self.meter.held = self.meter.held.wrapping_add_signed(change);
+        weigh(&mut self.active, tenant.share.weight, was_active, tenant.is_active());
+    }
+
+    /// Closes a backend that is in nobody's hands.
     fn close(&mut self, key: PoolKey, backend: B, effects: &mut Effects<B, W, E>) {
-        self.discard(key);
+        self.each_usage(key, |usage| usage.closing += 1);
         effects.push(Effect::Close(key, backend));
     }
 
@@ -507,7 +470,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         let pool = &self.pools[key];
         let tenant = &self.tenants[pool.tenant];
         self.roles[pool.role].usage.staying() > pool.settings.max
-            || tenant.usage.staying() > tenant.bound.max
+            || tenant.usage.staying() > tenant.share.max
             || self.usage.staying() > self.bound.max
     }
 
@@ -515,20 +478,15 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         let pool = &self.pools[key];
         let tenant = &self.tenants[pool.tenant];
         self.roles[pool.role].usage.open < pool.settings.max
-            && tenant.usage.open < tenant.bound.max
+            && tenant.usage.open < tenant.share.max
             && self.usage.open < self.bound.max
             && self.may_connect(key, now)
-    }
-
-    fn wants_minimum(&self, key: PoolKey) -> bool {
-        let pool = &self.pools[key];
-        pool.lasting && pool.used && self.roles[pool.role].usage.staying() < pool.settings.min
     }
 
     fn may_connect(&self, key: PoolKey, now: Instant) -> bool {
         let pool = &self.pools[key];
         let tenant = &self.tenants[pool.tenant];
-        tenant.usage.connecting < tenant.bound.max_connecting
+        tenant.usage.connecting < tenant.share.max_connecting
             && self.usage.connecting < self.bound.max_connecting
             && pool.failure.as_ref().is_none_or(|failure| now >= failure.retry_at)
     }
@@ -559,5 +517,16 @@ fn list(listed: &mut Vec<PoolKey>, pool: PoolKey, is_listed: bool, belongs: bool
     }
 }
 
+/// Adds a weight to a sum, or takes it off.
+fn weigh(sum: &mut u32, weight: u32, counted: bool, counts: bool) {
+    match (counted, counts) {
+        (false, true) => *sum += weight,
+        (true, false) => *sum -= weight,
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

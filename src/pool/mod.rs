@@ -22,7 +22,7 @@ use crate::tenant::Tenant;
 use crate::wire::StartupParameters;
 use crate::workers::Workers;
 use instance::InstancePools;
-use ledger::{Bound, PoolKey, PoolSettings, RoleKey, TenantKey};
+use ledger::{Bound, Fairness, PoolKey, PoolSettings, RoleKey, Share, Shed, TenantKey};
 
 /// Welcomes remembered per pool: clients of one pool seldom differ in their startup parameters.
 const MAX_WELCOMES: usize = 64;
@@ -43,6 +43,7 @@ pub struct Pools {
 #[derive(Debug)]
 struct Shared {
     defaults: config::PoolDefaults,
+    fairness: config::Fairness,
     instances: HashMap<String, Arc<InstancePools>>,
     /// By the tenant's address: current and retired ones, whose pools go when the last backend is gone.
     tenants: HashMap<usize, Arc<TenantPools>, ahash::RandomState>,
@@ -133,8 +134,9 @@ struct SharedValues {
 }
 
 impl Pools {
-    pub fn new(defaults: config::PoolDefaults, workers: Arc<Workers>, metrics: Arc<Metrics>) -> Self {
-        let shared = Shared { defaults, instances: HashMap::new(), tenants: HashMap::default() };
+    pub fn new(config: &config::Config, workers: Arc<Workers>, metrics: Arc<Metrics>) -> Self {
+        let (defaults, fairness) = (config.pool.clone(), config.fairness.clone());
+        let shared = Shared { defaults, fairness, instances: HashMap::new(), tenants: HashMap::default() };
         Pools { workers, metrics, shared: Mutex::new(shared) }
     }
 
@@ -160,17 +162,18 @@ impl Pools {
             return Ok(known.clone());
         }
         let record = tenant.record();
-        let bound = instance_bound(&record.instance, &shared.defaults);
+        let (bound, fairness) = (instance_bound(&record.instance, &shared.defaults), fairness(&shared.fairness));
         let name = &record.instance.name;
         let instance = match shared.instances.get(name) {
             Some(instance) if instance.is_at(&record.instance) => instance.clone(),
             _ => {
-                let instance = InstancePools::new(record.instance.clone(), bound, self.metrics.instance(name))?;
+                let instance =
+                    InstancePools::new(record.instance.clone(), bound, fairness, self.metrics.instance(name))?;
                 shared.instances.insert(name.clone(), instance.clone());
                 instance
             }
         };
-        let key = instance.add_tenant(tenant_bound(&record.pool, &shared.defaults));
+        let key = instance.add_tenant(share_of_tenant(&record.pool, &shared.defaults));
         let home = self.workers.home(tenant.id.as_str()).clone();
         let pools = Arc::new(TenantPools {
             tenant: tenant.clone(),
@@ -188,9 +191,10 @@ impl Pools {
     pub fn reconfigure(&self, config: &config::Config) {
         let mut shared = self.shared();
         shared.defaults = config.pool.clone();
+        shared.fairness = config.fairness.clone();
         for instance in config.instances.values() {
             if let Some(known) = shared.instances.get(&instance.name).filter(|known| known.is_at(instance)) {
-                known.set_bound(instance_bound(instance, &config.pool));
+                known.set_bound(instance_bound(instance, &config.pool), fairness(&config.fairness));
             }
         }
         // What backends are left there belongs to retired tenants, which hold it until they are gone.
@@ -208,7 +212,7 @@ impl Pools {
             }
             let record = tenant.tenant.record();
             let pool = settings(&record.pool, &config.pool);
-            tenant.instance.set_tenant(tenant.key, tenant_bound(&record.pool, &config.pool), &tenant.keys(), pool);
+            tenant.instance.set_tenant(tenant.key, share_of_tenant(&record.pool, &config.pool), &tenant.keys(), pool);
         }
     }
 
@@ -494,6 +498,7 @@ fn address(tenant: &Arc<Tenant>) -> usize {
 fn settings(pool: &config::TenantPool, defaults: &config::PoolDefaults) -> PoolSettings {
     PoolSettings {
         max: pool.max_backends_per_role,
+        guaranteed: pool.guaranteed_backends_per_role,
         min: pool.min_backends,
         idle_timeout: pool.idle_timeout,
         lifetime: pool.lifetime,
@@ -502,8 +507,22 @@ fn settings(pool: &config::TenantPool, defaults: &config::PoolDefaults) -> PoolS
     }
 }
 
-fn tenant_bound(pool: &config::TenantPool, defaults: &config::PoolDefaults) -> Bound {
-    Bound { max: pool.max_backends, max_connecting: defaults.max_connecting_per_tenant }
+fn share_of_tenant(pool: &config::TenantPool, defaults: &config::PoolDefaults) -> Share {
+    Share {
+        max: pool.max_backends,
+        max_connecting: defaults.max_connecting_per_tenant,
+        guaranteed: pool.guaranteed_backends,
+        weight: pool.weight,
+    }
+}
+
+fn fairness(written: &config::Fairness) -> Fairness {
+    Fairness {
+        enabled: written.enabled,
+        quantum: written.quantum,
+        lend_after: written.lend_after,
+        shed: written.shed_target.map(|target| Shed { target, interval: written.shed_interval }),
+    }
 }
 
 fn instance_bound(instance: &config::Instance, defaults: &config::PoolDefaults) -> Bound {

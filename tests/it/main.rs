@@ -15,6 +15,7 @@ mod drain;
 mod drivers;
 mod encryption;
 mod failures;
+mod fairness;
 mod harness;
 mod isolation;
 mod leak_hunter;
