@@ -1,4 +1,4 @@
-//! Counts failed logins by address and tenant, and says how long the next one has to wait.
+//! Counts failed logins by address and tenant, and says how long the next one has to wait; remembers who has logged in.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ahash::RandomState;
 
+use super::turns::Applicant;
 use crate::config;
 
 /// Pairs of address and tenant that are remembered at a time, at most (32 bytes each).
@@ -21,7 +22,9 @@ pub struct Backoff {
     first: Duration,
     max: Duration,
     hasher: RandomState,
-    failures: Mutex<Generations>,
+    failures: Mutex<Generations<Failures>>,
+    /// Pairs whose last login was right.
+    known: Mutex<Generations<()>>,
 }
 
 #[derive(Clone, Copy)]
@@ -32,10 +35,15 @@ struct Failures {
 
 /// Two maps of half the bound: when the recent one is full it takes the place of the old one, whose entries go. So the
 /// bound holds without ever searching for the oldest entry.
-#[derive(Default)]
-struct Generations {
-    recent: HashMap<u64, Failures>,
-    old: HashMap<u64, Failures>,
+struct Generations<T> {
+    recent: HashMap<u64, T>,
+    old: HashMap<u64, T>,
+}
+
+impl<T> Default for Generations<T> {
+    fn default() -> Self {
+        Generations { recent: HashMap::new(), old: HashMap::new() }
+    }
 }
 
 impl Backoff {
@@ -46,6 +54,7 @@ impl Backoff {
             max: settings.backoff_max.max(settings.backoff),
             hasher: RandomState::new(),
             failures: Mutex::default(),
+            known: Mutex::default(),
         }
     }
 
@@ -54,7 +63,7 @@ impl Backoff {
     /// Ask when the client's proof is there, not only when it connects: many connections opened at once would
     /// otherwise all have been let in before the first of them failed.
     pub fn check(&self, address: IpAddr, tenant: &str, now: Instant) -> Result<(), Duration> {
-        let Some(failures) = self.lock().get(self.key(address, tenant)) else { return Ok(()) };
+        let Some(failures) = lock(&self.failures).get(self.key(address, tenant)) else { return Ok(()) };
         let passed = now.saturating_duration_since(failures.last);
         match self.wait(failures.count).saturating_sub(passed) {
             Duration::ZERO => Ok(()),
@@ -64,14 +73,31 @@ impl Backoff {
 
     pub fn failed(&self, address: IpAddr, tenant: &str, now: Instant) {
         let key = self.key(address, tenant);
-        let mut failures = self.lock();
+        let mut failures = lock(&self.failures);
         let count = failures.get(key).filter(|known| !self.is_forgotten(known, now)).map_or(0, |known| known.count);
         failures.put(key, Failures { count: count.saturating_add(1), last: now });
+        drop(failures);
+        for key in [key, self.key(address, "")] {
+            lock(&self.known).remove(key);
+        }
     }
 
     pub fn succeeded(&self, address: IpAddr, tenant: &str) {
         let key = self.key(address, tenant);
-        self.lock().remove(key);
+        lock(&self.failures).remove(key);
+        for key in [key, self.key(address, "")] {
+            lock(&self.known).put(key, ());
+        }
+    }
+
+    /// Whose turn it is to log in depends on this: by tenant, or by address where the tenant cannot be told yet.
+    pub fn applicant(&self, address: IpAddr, tenant: Option<&str>) -> Applicant {
+        let group = match tenant {
+            Some(tenant) => self.hasher.hash_one(tenant),
+            None => self.key(address, ""),
+        };
+        let known = lock(&self.known).get(self.key(address, tenant.unwrap_or_default())).is_some();
+        Applicant { group, known }
     }
 
     /// Doubles from the first wait to the longest, once the free attempts are used up.
@@ -96,23 +122,23 @@ impl Backoff {
         };
         self.hasher.hash_one((address.to_canonical().is_ipv4(), network, tenant))
     }
-
-    fn lock(&self) -> MutexGuard<'_, Generations> {
-        // Every change is a single map operation: a panic elsewhere leaves nothing half done.
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Generations {
-    fn get(&self, key: u64) -> Option<Failures> {
+fn lock<T>(pairs: &Mutex<Generations<T>>) -> MutexGuard<'_, Generations<T>> {
+    // Every change is a single map operation: a panic elsewhere leaves nothing half done.
+    pairs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T: Copy> Generations<T> {
+    fn get(&self, key: u64) -> Option<T> {
         self.recent.get(&key).or_else(|| self.old.get(&key)).copied()
     }
 
-    fn put(&mut self, key: u64, failures: Failures) {
+    fn put(&mut self, key: u64, value: T) {
         if self.recent.len() >= MAX_ENTRIES / 2 && !self.recent.contains_key(&key) {
             self.old = std::mem::take(&mut self.recent);
         }
-        self.recent.insert(key, failures);
+        self.recent.insert(key, value);
     }
 
     fn remove(&mut self, key: u64) {
@@ -190,6 +216,19 @@ mod tests {
     }
 
     #[test]
+    fn who_has_logged_in_is_known_until_a_login_fails() {
+        let (backoff, peer, now) = (backoff(), address("192.0.2.1"), Instant::now());
+        let known = |tenant| backoff.applicant(peer, tenant).known;
+        assert!(!known(Some("acme")) && !known(None));
+        backoff.succeeded(peer, "acme");
+        assert!(known(Some("acme")) && known(None) && !known(Some("globex")));
+        backoff.failed(peer, "acme", now);
+        assert!(!known(Some("acme")) && !known(None));
+        let group = |tenant| backoff.applicant(peer, tenant).group;
+        assert!(group(Some("acme")) != group(Some("globex")) && group(None) != group(Some("acme")));
+    }
+
+    #[test]
     fn entries_are_bounded_and_the_latest_stay() {
         let (backoff, now) = (backoff(), Instant::now());
         for i in 0..100_000u32 {
@@ -197,7 +236,7 @@ mod tests {
                 backoff.failed(IpAddr::V4(i.into()), "acme", now);
             }
         }
-        let failures = backoff.lock();
+        let failures = lock(&backoff.failures);
         assert!(failures.recent.len() + failures.old.len() <= MAX_ENTRIES);
         drop(failures);
         assert!(backoff.check(IpAddr::V4(99_999u32.into()), "acme", now).is_err());

@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::{Client, ClientTls, Context, Peer, Rejection};
+use crate::auth::in_turn;
 use crate::config::TlsMode;
 use crate::metrics::{Outcome, ProtocolViolation, Refusal, TlsVersion};
 use crate::net::CertificateFacts;
@@ -169,7 +170,10 @@ async fn handshake(
     let sni = accepted.client_hello().server_name().map(str::to_owned);
     let tenant = sni_tenant(sni.as_deref(), &context.config.load().routing);
     let choice = tls.choose(sni.as_deref(), tenant.as_deref());
-    let stream = StartHandshake::from_parts(accepted, socket).into_stream(choice.config).await?;
+    let start = StartHandshake::from_parts(accepted, socket);
+    let applicant = context.backoff.applicant(peer.ip(), tenant.as_deref());
+    // The key exchange and the signature are made with the first flight; the rest of the handshake is cheap.
+    let stream = in_turn(applicant, || start.into_stream(choice.config)).await.await?;
     let connection = stream.get_ref().1;
     if direct && connection.alpn_protocol() != Some(ALPN_POSTGRESQL) {
         return Err(Rejection::silent_violation(
