@@ -48,11 +48,11 @@ max_backends = {backends}
 
 
 class Pgtenant(Pooler):
-    """A build of ours; each tenant is a file."""
+    """A build of ours; each tenant is a file. `more` ends its proxy.toml."""
 
-    def __init__(self, name, program):
+    def __init__(self, name, program, more=""):
         super().__init__(name)
-        self.program = os.path.realpath(program)
+        self.program, self.more = os.path.realpath(program), more
 
     def about(self):
         said = subprocess.run([self.program, "--version"], capture_output=True, text=True).stdout.strip()
@@ -72,7 +72,7 @@ class Pgtenant(Pooler):
     def start(self, scene, folder, tenants, backends, running):
         port, records = throwaway.free_port(), self.records(scene, tenants, backends)
         files = {"proxy.toml": PROXY.format(port=port, certificates=os.path.dirname(scene.certificate), records=records,
-                                            postgres_port=scene.postgres.port, backends=backends)}
+                                            postgres_port=scene.postgres.port, backends=backends) + self.more}
         server = throwaway.start_pgtenant(self.program, folder, port, files, running)
         return Target(self.name, server, port, by_option=True)
 

@@ -45,7 +45,7 @@ def tls_context():
 class Session:
     """One logged-in connection; the socket blocks."""
 
-    def __init__(self, target, tenant=DATABASE, encrypted=False):
+    def __init__(self, target, tenant=DATABASE, encrypted=False, wrong=False):
         self.socket = socket.create_connection(("127.0.0.1", target.port), TIMEOUT_SECONDS)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.kept = b""
@@ -55,9 +55,9 @@ class Session:
                 raise Failed(f"{target.name} does not offer TLS")
             self.socket = tls_context().wrap_socket(self.socket)
         database, options = target.login(tenant)
-        self.log_in(target.name, database, options)
+        self.log_in(target.name, database, options, wrong)
 
-    def log_in(self, name, database, options):
+    def log_in(self, name, database, options, wrong):
         settings = ["user", ROLE, "database", database] + (["options", options] if options else [])
         body = struct.pack("!i", 3 << 16) + b"".join(word.encode() + b"\x00" for word in settings) + b"\x00"
         self.socket.sendall(struct.pack("!i", len(body) + 4) + body)
@@ -73,15 +73,15 @@ class Session:
                 opening = f"n,,{first}".encode()
                 self.socket.sendall(message(b"p", b"SCRAM-SHA-256\x00" + struct.pack("!i", len(opening)) + opening))
             elif step == 11:  # SASLContinue
-                self.socket.sendall(message(b"p", self.proof(first, body[4:].decode())))
+                self.socket.sendall(message(b"p", self.proof(first, body[4:].decode(), wrong)))
 
     @staticmethod
-    def proof(first, challenge):
+    def proof(first, challenge, wrong):
         fields = dict(field.split("=", 1) for field in challenge.split(","))
         key = client_key(base64.b64decode(fields["s"]), int(fields["i"]))
         final = f"c=biws,r={fields['r']}"
         signature = digest(hashlib.sha256(key).digest(), f"{first},{challenge},{final}".encode())
-        proof = bytes(a ^ b for a, b in zip(key, signature))
+        proof = bytes(a ^ b ^ wrong for a, b in zip(key, signature))
         return f"{final},p={base64.b64encode(proof).decode()}".encode()
 
     def receive(self):
