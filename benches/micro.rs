@@ -21,7 +21,7 @@ fn ledger(c: &mut Criterion) {
     let fairness =
         Fairness { enabled: true, quantum: Duration::from_millis(100), lend_after: Duration::from_secs(1), shed: None };
     let mut ledger: Ledger<u32, u32, &str> = Ledger::new(bound, fairness, now);
-    let tenant = ledger.add_tenant(Share { max: 20, max_connecting: 4, guaranteed: 0, weight: 1 }, now);
+    let tenant = ledger.add_tenant(Share { max: 20, max_connecting: 4, guaranteed: 0, weight: 1 });
     let settings = PoolSettings {
         max: 20,
         guaranteed: 0,

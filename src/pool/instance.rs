@@ -102,7 +102,7 @@ impl InstancePools {
     }
 
     pub fn add_tenant(&self, share: Share) -> TenantKey {
-        self.with(|books, _| books.ledger.add_tenant(share, Instant::now()))
+        self.with(|books, _| books.ledger.add_tenant(share))
     }
 
     pub fn add_role(&self, tenant: TenantKey) -> RoleKey {

@@ -211,6 +211,8 @@ struct Failure<E> {
 pub struct Ledger<B, W, E> {
     bound: Bound,
     fairness: Fairness,
+    /// What meters count from.
+    epoch: Instant,
     usage: Usage,
     tenants: SlotMap<TenantKey, Tenant>,
     roles: SlotMap<RoleKey, Role>,
@@ -235,6 +237,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         Ledger {
             bound,
             fairness,
+            epoch: now,
             usage: Usage::default(),
             tenants: SlotMap::with_key(),
             roles: SlotMap::with_key(),
@@ -243,7 +246,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
             opened: Vec::new(),
             sharing: 0,
             active: 0,
-            meter: Meter::new(now),
+            meter: Meter::default(),
             shedding: Shedding::default(),
             next_ticket: 0,
         }
@@ -437,10 +440,15 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
         list(&mut self.opened, pool, before.open > 0, after.open > 0);
     }
 
+    /// As meters count.
+    fn seconds(&self, now: Instant) -> f64 {
+        now.saturating_duration_since(self.epoch).as_secs_f64()
+    }
+
     /// Counts the backends in the tenant's hands, and what time they were there. For a tenant that begins to wait `change`
     /// is 0.
     fn hold(&mut self, key: TenantKey, change: i32, now: Instant) {
-        let quantum = self.fairness.quantum;
+        let (quantum, now) = (self.fairness.quantum, self.seconds(now));
         self.meter.advance(self.active, now);
         let tenant = &mut self.tenants[key];
         let was_active = tenant.is_active();

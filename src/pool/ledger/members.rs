@@ -9,8 +9,8 @@ use super::{
 };
 
 impl<B, W, E: Clone> Ledger<B, W, E> {
-    pub fn add_tenant(&mut self, share: Share, now: Instant) -> TenantKey {
-        let meter = Meter::new(now);
+    pub fn add_tenant(&mut self, share: Share) -> TenantKey {
+        let meter = Meter::default();
         self.tenants.insert(Tenant { share, usage: Usage::default(), roles: Vec::new(), meter })
     }
 

@@ -75,7 +75,7 @@ impl Model {
             retry_max: Duration::from_secs(1),
         };
         let pools = players.iter().map(|player| {
-            let tenant = ledger.add_tenant(player.share, now);
+            let tenant = ledger.add_tenant(player.share);
             let role = ledger.add_role(tenant);
             ledger.add_pool(role, settings, true)
         });

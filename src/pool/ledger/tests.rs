@@ -94,7 +94,7 @@ impl Trial {
 #[test]
 fn the_first_waiter_is_served_first_and_nobody_barges() {
     let mut t = Trial::new(10);
-    let tenant = t.ledger.add_tenant(share(1), t.now);
+    let tenant = t.ledger.add_tenant(share(1));
     let pool = t.pool(tenant, 1);
     let slot = t.get(pool);
     assert!(matches!(t.ask(pool, 1), Checkout::Waiting(_)));
@@ -110,7 +110,7 @@ fn the_first_waiter_is_served_first_and_nobody_barges() {
 #[test]
 fn an_abandoned_place_is_skipped() {
     let mut t = Trial::new(10);
-    let tenant = t.ledger.add_tenant(share(1), t.now);
+    let tenant = t.ledger.add_tenant(share(1));
     let pool = t.pool(tenant, 1);
     let slot = t.get(pool);
     let Checkout::Waiting(ticket) = t.ask(pool, 1) else { panic!() };
@@ -124,7 +124,7 @@ fn an_abandoned_place_is_skipped() {
 #[test]
 fn connects_under_way_are_bounded() {
     let mut t = Trial::new(100);
-    let tenant = t.ledger.add_tenant(share(50), t.now);
+    let tenant = t.ledger.add_tenant(share(50));
     let pool = t.pool(tenant, 50);
     for waiter in 0..20 {
         t.ask(pool, waiter);
@@ -136,7 +136,7 @@ fn connects_under_way_are_bounded() {
 #[test]
 fn an_idle_role_gives_way_to_another_of_its_tenant() {
     let mut t = Trial::new(100);
-    let tenant = t.ledger.add_tenant(share(1), t.now);
+    let tenant = t.ledger.add_tenant(share(1));
     let (first, second) = (t.pool(tenant, 1), t.pool(tenant, 1));
     let slot = t.get(first);
     let number = slot.backend;
@@ -152,7 +152,7 @@ fn an_idle_role_gives_way_to_another_of_its_tenant() {
 #[test]
 fn a_busy_role_gives_way_to_one_that_has_nothing() {
     let mut t = Trial::new(100);
-    let tenant = t.ledger.add_tenant(share(2), t.now);
+    let tenant = t.ledger.add_tenant(share(2));
     let (busy, starved) = (t.pool(tenant, 2), t.pool(tenant, 2));
     let (one, two) = (t.get(busy), t.get(busy));
     t.ask(starved, 1);
@@ -169,7 +169,7 @@ fn a_busy_role_gives_way_to_one_that_has_nothing() {
 #[test]
 fn the_instance_bound_holds_across_tenants() {
     let mut t = Trial::new(1);
-    let (a, b) = (t.ledger.add_tenant(share(5), t.now), t.ledger.add_tenant(share(5), t.now));
+    let (a, b) = (t.ledger.add_tenant(share(5)), t.ledger.add_tenant(share(5)));
     let (pool_a, pool_b) = (t.pool(a, 5), t.pool(b, 5));
     let slot = t.get(pool_a);
     t.ask(pool_b, 1);
@@ -183,7 +183,7 @@ fn the_instance_bound_holds_across_tenants() {
 #[test]
 fn a_failed_connect_reaches_everybody_at_once_and_is_not_repeated_too_soon() {
     let mut t = Trial::new(10);
-    let tenant = t.ledger.add_tenant(Share { max_connecting: 1, ..share(5) }, t.now);
+    let tenant = t.ledger.add_tenant(Share { max_connecting: 1, ..share(5) });
     let pool = t.pool(tenant, 5);
     t.ask(pool, 1);
     t.ask(pool, 2);
@@ -202,7 +202,7 @@ fn a_failed_connect_reaches_everybody_at_once_and_is_not_repeated_too_soon() {
 #[test]
 fn a_failed_connect_leaves_those_alone_who_can_be_served() {
     let mut t = Trial::new(10);
-    let tenant = t.ledger.add_tenant(share(5), t.now);
+    let tenant = t.ledger.add_tenant(share(5));
     let pool = t.pool(tenant, 5);
     let slot = t.get(pool);
     t.ask(pool, 1);
@@ -216,7 +216,7 @@ fn a_failed_connect_leaves_those_alone_who_can_be_served() {
 #[test]
 fn the_reaper_closes_idle_and_old_backends_down_to_the_minimum() {
     let mut t = Trial::new(10);
-    let tenant = t.ledger.add_tenant(share(5), t.now);
+    let tenant = t.ledger.add_tenant(share(5));
     let role = t.ledger.add_role(tenant);
     let pool = t.ledger.add_pool(role, PoolSettings { min: 1, ..SETTINGS }, true);
     let (one, two) = (t.get(pool), t.get(pool));
@@ -234,7 +234,7 @@ fn the_reaper_closes_idle_and_old_backends_down_to_the_minimum() {
 #[test]
 fn eviction_closes_idle_ones_now_and_others_at_release() {
     let mut t = Trial::new(10);
-    let tenant = t.ledger.add_tenant(share(5), t.now);
+    let tenant = t.ledger.add_tenant(share(5));
     let pool = t.pool(tenant, 5);
     let (held, idle) = (t.get(pool), t.get(pool));
     t.release(pool, idle);
@@ -247,7 +247,7 @@ fn eviction_closes_idle_ones_now_and_others_at_release() {
 #[test]
 fn a_lowered_bound_is_reached_by_releases() {
     let mut t = Trial::new(10);
-    let tenant = t.ledger.add_tenant(share(2), t.now);
+    let tenant = t.ledger.add_tenant(share(2));
     let pool = t.pool(tenant, 5);
     let (one, two) = (t.get(pool), t.get(pool));
     t.ledger.set_tenant(tenant, share(1), t.now, &mut t.effects);
@@ -261,10 +261,10 @@ fn a_lowered_bound_is_reached_by_releases() {
 #[test]
 fn a_key_kept_too_long_finds_nothing() {
     let mut t = Trial::new(10);
-    let tenant = t.ledger.add_tenant(share(2), t.now);
+    let tenant = t.ledger.add_tenant(share(2));
     let pool = t.pool(tenant, 2);
     assert!(t.ledger.remove_tenant(tenant));
-    let other = t.ledger.add_tenant(share(2), t.now);
+    let other = t.ledger.add_tenant(share(2));
     assert_ne!(t.pool(other, 2), pool);
     assert!(matches!(t.ask(pool, 1), Checkout::Gone));
     assert_eq!(t.ledger.counts(pool), Counts::default());
@@ -273,7 +273,7 @@ fn a_key_kept_too_long_finds_nothing() {
 #[test]
 fn pools_of_one_role_share_its_bound_and_its_queue() {
     let mut t = Trial::new(100);
-    let tenant = t.ledger.add_tenant(share(50), t.now);
+    let tenant = t.ledger.add_tenant(share(50));
     let [one, two, three] = t.pools(tenant, 1);
     let slot = t.get(one);
     // The second waits, and goes before whoever asks for the first one's backend later.
@@ -295,7 +295,7 @@ fn pools_of_one_role_share_its_bound_and_its_queue() {
 #[test]
 fn nobody_gives_way_to_one_who_cannot_connect_yet() {
     let mut t = Trial::new(100);
-    let tenant = t.ledger.add_tenant(share(50), t.now);
+    let tenant = t.ledger.add_tenant(share(50));
     let [failing, sound] = t.pools(tenant, 2);
     let held = t.get(failing);
     t.ask(failing, 1);
@@ -318,7 +318,7 @@ fn nobody_gives_way_to_one_who_cannot_connect_yet() {
 #[test]
 fn a_pool_is_forgotten_when_it_is_empty() {
     let mut t = Trial::new(100);
-    let tenant = t.ledger.add_tenant(share(50), t.now);
+    let tenant = t.ledger.add_tenant(share(50));
     let [one, two] = t.pools(tenant, 1);
     let role = t.ledger.pools[one].role;
     let slot = t.get(one);
@@ -342,7 +342,7 @@ fn a_pool_is_forgotten_when_it_is_empty() {
 #[test]
 fn the_minimum_is_the_roles() {
     let mut t = Trial::new(100);
-    let tenant = t.ledger.add_tenant(share(50), t.now);
+    let tenant = t.ledger.add_tenant(share(50));
     let role = t.ledger.add_role(tenant);
     let [one, two] = [false; 2].map(|lasting| t.ledger.add_pool(role, PoolSettings { min: 1, ..SETTINGS }, lasting));
     let (a, b) = (t.get(one), t.get(two));
@@ -427,7 +427,7 @@ proptest! {
     #[test]
     fn bounds_hold_and_nobody_is_lost(events in proptest::collection::vec(event(), 1..300)) {
         let mut t = Trial::new(5);
-        let tenants = [t.ledger.add_tenant(share(3), t.now), t.ledger.add_tenant(share(4), t.now)];
+        let tenants = [t.ledger.add_tenant(share(3)), t.ledger.add_tenant(share(4))];
         let role = t.ledger.add_role(tenants[1]);
         let [one, two] = t.pools(tenants[0], 3);
         let pools = [

@@ -68,7 +68,7 @@ impl<B, W, E: Clone> Ledger<B, W, E> {
     /// What the tenant has had, as its meter reads.
     pub(super) fn time_of(&self, tenant: TenantKey, now: Instant) -> f64 {
         let tenant = &self.tenants[tenant];
-        tenant.meter.read(tenant.share.weight, now)
+        tenant.meter.read(tenant.share.weight, self.seconds(now))
     }
 
     /// Backends are whole ones and shares need not be: below it, another one belongs to the tenant at least in part.
