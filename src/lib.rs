@@ -28,6 +28,7 @@ pub mod net;
 pub mod auth;
 
 // Tenants and their backends.
+pub mod quota;
 pub mod tenant;
 pub mod backend;
 pub mod pool;

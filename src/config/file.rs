@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::scalar::{Address, Cidr, FileMode, Moment, OptionalAddress, Period, Separator, Size, SystemIdentifier};
+use super::scalar::{
+    Address, Cidr, Count, FileMode, Limit, Moment, OptionalAddress, Period, Separator, Size, SystemIdentifier,
+};
 use super::secret::{Reference, Verifier};
 use super::{Access, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode};
 
@@ -37,11 +39,13 @@ pub(super) struct File {
     pub auth: Auth,
     pub pool: Pool,
     pub fairness: Fairness,
+    pub quota: Quota,
     pub limits: Limits,
     pub http: Http,
     pub log: Log,
     pub drain: Drain,
     pub admin: Admin,
+    pub tier: BTreeMap<String, Tier>,
     pub tenants_dir: PathBuf,
     pub instances: BTreeMap<String, Instance>,
     pub tenants: BTreeMap<String, Tenant>,
@@ -56,11 +60,13 @@ impl Default for File {
             auth: Auth::default(),
             pool: Pool::default(),
             fairness: Fairness::default(),
+            quota: Quota::default(),
             limits: Limits::default(),
             http: Http::default(),
             log: Log::default(),
             drain: Drain::default(),
             admin: Admin::default(),
+            tier: BTreeMap::new(),
             tenants_dir: TENANTS_DIR.into(),
             instances: BTreeMap::new(),
             tenants: BTreeMap::new(),
@@ -153,7 +159,7 @@ impl Default for Auth {
 }
 
 /// `[pool]` of `proxy.toml`: the tenants' defaults, and how backends are connected.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Pool {
     pub mode: PoolMode,
@@ -224,6 +230,35 @@ pub(super) struct TenantPool {
     pub cache_unnamed: Option<bool>,
     pub max_pins: Option<u32>,
     pub max_pin_time: Option<Period>,
+}
+
+/// `[quota]` of `proxy.toml`, of a tier and of a tenant.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Quota {
+    pub max_clients: Option<Limit<Count>>,
+    pub max_transactions: Option<Limit<Count>>,
+    pub transactions_per_second: Option<Limit<Count>>,
+    pub transactions_burst: Option<Count>,
+    pub bytes_per_second: Option<Limit<Size>>,
+    pub bytes_burst: Option<Size>,
+    pub backend_seconds_per_minute: Option<Limit<Count>>,
+    pub max_result: Option<Limit<Size>>,
+    pub query_timeout: Option<Limit<Period>>,
+    pub transaction_timeout: Option<Limit<Period>>,
+    pub idle_in_transaction_timeout: Option<Limit<Period>>,
+    pub idle_session_timeout: Option<Limit<Period>>,
+    pub delay_max: Option<Period>,
+    pub notice_after: Option<Limit<Period>>,
+    pub pause_max: Option<Period>,
+}
+
+/// `[tier.<name>]`: what the tenants of a tier have in common.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tier {
+    pub quota: Quota,
+    pub pool: TenantPool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -368,7 +403,10 @@ impl Default for Instance {
 pub(super) struct Tenant {
     pub id: Option<String>,
     pub instance: Option<String>,
+    pub tier: Option<String>,
     pub state: TenantState,
+    pub state_reason: Option<String>,
+    pub maintenance_roles: Vec<String>,
     pub database: Option<String>,
     pub databases: Vec<String>,
     pub allow: Vec<Cidr>,
@@ -378,6 +416,7 @@ pub(super) struct Tenant {
     pub auth_query: Option<AuthQuery>,
     pub service: Option<Service>,
     pub pool: TenantPool,
+    pub quota: Quota,
 }
 
 impl Default for Tenant {
@@ -385,7 +424,10 @@ impl Default for Tenant {
         Tenant {
             id: None,
             instance: None,
+            tier: None,
             state: TenantState::Active,
+            state_reason: None,
+            maintenance_roles: Vec::new(),
             database: None,
             databases: Vec::new(),
             allow: Vec::new(),
@@ -395,6 +437,7 @@ impl Default for Tenant {
             auth_query: None,
             service: None,
             pool: TenantPool::default(),
+            quota: Quota::default(),
         }
     }
 }

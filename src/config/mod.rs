@@ -8,6 +8,7 @@ mod file;
 mod layers;
 mod pool;
 mod problem;
+mod quota;
 mod read;
 mod resolve;
 mod scalar;
@@ -27,6 +28,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 pub use problem::{ConfigError, Problem};
+pub use quota::Quota;
 pub use resolve::load;
 pub use secret::Secret;
 
@@ -347,8 +349,35 @@ pub enum InstanceTls {
 #[serde(rename_all = "kebab-case")]
 pub enum TenantState {
     Active,
-    /// Logins are refused with 57P03.
+    /// Transactions may read only, unless they ask for more.
+    ReadOnly,
+    /// Clients wait between transactions, and new ones at their login, for [`Quota::pause_max`] at most.
+    Paused,
+    /// Sessions end at their next safe point, and logins are refused with 57P03.
     Suspended,
+    /// As suspended, but for [`Tenant::maintenance_roles`].
+    Maintenance,
+}
+
+impl TenantState {
+    pub const ALL: [TenantState; 5] = [
+        TenantState::Active,
+        TenantState::ReadOnly,
+        TenantState::Paused,
+        TenantState::Suspended,
+        TenantState::Maintenance,
+    ];
+
+    /// As it is written.
+    pub fn text(self) -> &'static str {
+        match self {
+            TenantState::Active => "active",
+            TenantState::ReadOnly => "read-only",
+            TenantState::Paused => "paused",
+            TenantState::Suspended => "suspended",
+            TenantState::Maintenance => "maintenance",
+        }
+    }
 }
 
 /// One tenant, `tenants.d/<id>.toml` or `[tenants.<id>]`.
@@ -359,7 +388,13 @@ pub struct Tenant {
     /// Where the record was read, for error messages.
     pub source: PathBuf,
     pub instance: Arc<Instance>,
+    /// The `[tier.<name>]` that it has its defaults from.
+    pub tier: Option<String>,
     pub state: TenantState,
+    /// What clients are told about a state that keeps them out.
+    pub state_reason: Option<String>,
+    /// Roles that may work in state `maintenance`.
+    pub maintenance_roles: Vec<String>,
     /// The tenant's database, and the one a client gets that asks for none or for the role's name.
     pub database: String,
     /// Further databases, by the names a client uses.
@@ -376,6 +411,7 @@ pub struct Tenant {
     /// Clients must present such a certificate; default false.
     pub client_certificate_required: bool,
     pub pool: TenantPool,
+    pub quota: Quota,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -56,6 +56,46 @@ pub(super) fn fairness(written: &file::Fairness, mut scope: Scope<'_, '_>) -> Fa
     }
 }
 
+/// `base` with what the tier says otherwise: so a tenant of the tier inherits it.
+pub(super) fn of_tier(tier: &file::TenantPool, base: &file::Pool) -> file::Pool {
+    // Written out, so that no key is forgotten.
+    let file::TenantPool {
+        mode,
+        max_backends,
+        max_backends_per_role,
+        min_backends,
+        guaranteed_backends,
+        guaranteed_backends_per_role,
+        weight,
+        queue_timeout,
+        idle_timeout,
+        lifetime,
+        reset,
+        pin_check,
+        cache_unnamed,
+        max_pins,
+        max_pin_time,
+    } = *tier;
+    file::Pool {
+        mode: mode.unwrap_or(base.mode),
+        max_backends: max_backends.unwrap_or(base.max_backends),
+        max_backends_per_role: max_backends_per_role.or(base.max_backends_per_role),
+        min_backends: min_backends.unwrap_or(base.min_backends),
+        guaranteed_backends: guaranteed_backends.unwrap_or(base.guaranteed_backends),
+        guaranteed_backends_per_role: guaranteed_backends_per_role.unwrap_or(base.guaranteed_backends_per_role),
+        weight: weight.unwrap_or(base.weight),
+        queue_timeout: queue_timeout.unwrap_or(base.queue_timeout),
+        idle_timeout: idle_timeout.unwrap_or(base.idle_timeout),
+        lifetime: lifetime.unwrap_or(base.lifetime),
+        reset: reset.unwrap_or(base.reset),
+        pin_check: pin_check.unwrap_or(base.pin_check),
+        cache_unnamed: cache_unnamed.unwrap_or(base.cache_unnamed),
+        max_pins: max_pins.or(base.max_pins),
+        max_pin_time: max_pin_time.or(base.max_pin_time),
+        ..base.clone()
+    }
+}
+
 /// Inherited bounds give way to the tenant's own: `max_backends = 5` alone is complete, whatever the defaults are.
 pub(super) fn of_tenant(own: &file::TenantPool, base: &file::Pool, mut scope: Scope<'_, '_>) -> TenantPool {
     let max_backends = own.max_backends.unwrap_or(base.max_backends);

@@ -12,7 +12,7 @@ use super::problem::{ConfigError, Gathered, Scope};
 use super::scalar::Period;
 use super::{
     Auth, Config, Drain, Http, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode,
-    admin, layers, pool, read, tenants,
+    admin, layers, pool, quota, read, tenants,
 };
 
 /// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
@@ -51,6 +51,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let auth = auth(&file.auth, scope.enter("auth"));
     let pool = pool::defaults(&file.pool, scope.enter("pool"));
     let fairness = pool::fairness(&file.fairness, scope.enter("fairness"));
+    quota::check(&file.quota, scope.enter("quota"));
     let limits = limits(&file.limits, scope.enter("limits"));
     let http = Http { address: file.http.address.0, max_tenant_series: file.http.max_tenant_series };
     let log = log(file.log, scope.enter("log"));
@@ -66,7 +67,14 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
             (name.clone(), Arc::new(instance(name, written, scope)))
         })
         .collect();
-    let shared = tenants::Shared { instances: &instances, pool: &file.pool, tls: tls.mode };
+    let mut tiers_scope = scope.enter("tier");
+    let tiers = file.tier.into_iter().map(|(name, written)| {
+        let tier = tenants::Tier::new(written, &file.pool, tiers_scope.enter(&name));
+        (name, tier)
+    });
+    let tiers: BTreeMap<String, tenants::Tier> = tiers.collect();
+    let shared =
+        tenants::Shared { instances: &instances, tiers: &tiers, pool: &file.pool, quota: &file.quota, tls: tls.mode };
     let (tenants, ids) = tenants::resolve(&file.tenants_dir, file.tenants, &shared, &mut scope);
     let routing = routing(file.routing, &ids, scope.enter("routing"));
 

@@ -49,7 +49,40 @@ macro_rules! scalar {
     )*};
 }
 
-scalar!(Period, Size, FileMode, Address, OptionalAddress, Separator, Cidr, Moment, SystemIdentifier);
+/// A quota, or `"none"` for no limit, over what an outer layer says.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Limit<T>(pub Option<T>);
+
+impl<T: Scalar> Scalar for Limit<T> {
+    const EXPECTED: &'static str = "a limit, or \"none\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Limit(None)),
+            text => T::parse(text).map(|value| Limit(Some(value))).map_err(|message| format!("{message}, or \"none\"")),
+        }
+    }
+}
+
+impl<'de, T: Scalar> Deserialize<'de> for Limit<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Text(std::marker::PhantomData))
+    }
+}
+
+/// A whole number.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Count(pub u32);
+
+impl Scalar for Count {
+    const EXPECTED: &'static str = "a whole number";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map(Count).map_err(|_| format!("{text:?} is no whole number; write e.g. 100"))
+    }
+}
+
+scalar!(Count, Period, Size, FileMode, Address, OptionalAddress, Separator, Cidr, Moment, SystemIdentifier);
 
 /// A duration such as `15s`.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -8,13 +8,31 @@ use super::document::Document;
 use super::file;
 use super::problem::{Gathered, Problem, Scope};
 use super::secret::{Secret, Verifier};
-use super::{AuthQuery, Databases, Instance, InstanceAddress, Role, Service, Tenant, TlsMode, pool, read, unknown};
+use super::{
+    AuthQuery, Databases, Instance, InstanceAddress, Role, Service, Tenant, TlsMode, pool, quota, read, unknown,
+};
 
 /// What the records refer to.
 pub(super) struct Shared<'a> {
     pub instances: &'a BTreeMap<String, Arc<Instance>>,
+    pub tiers: &'a BTreeMap<String, Tier>,
     pub pool: &'a file::Pool,
+    pub quota: &'a file::Quota,
     pub tls: TlsMode,
+}
+
+/// What tenants of a tier inherit.
+pub(super) struct Tier {
+    pool: file::Pool,
+    quota: file::Quota,
+}
+
+impl Tier {
+    pub fn new(written: file::Tier, base: &file::Pool, mut scope: Scope<'_, '_>) -> Tier {
+        pool::of_tenant(&written.pool, base, scope.enter("pool"));
+        quota::check(&written.quota, scope.enter("quota"));
+        Tier { pool: pool::of_tier(&written.pool, base), quota: written.quota }
+    }
 }
 
 /// The tenants that are right, and the ids of all.
@@ -127,7 +145,13 @@ fn tenant(id: &str, written: file::Tenant, shared: &Shared<'_>, mut scope: Scope
         scope.require(client_ca.is_some(), "client_certificate_required", "needs client_ca");
         scope.require(shared.tls != TlsMode::Off, "client_certificate_required", "needs TLS, but tls.mode is off");
     }
-    let pool = pool::of_tenant(&written.pool, shared.pool, scope.enter("pool"));
+    let tier = written.tier.as_deref().and_then(|name| tier(name, shared, &mut scope));
+    let base = tier.map_or(shared.pool, |tier| &tier.pool);
+    let pool = pool::of_tenant(&written.pool, base, scope.enter("pool"));
+    quota::check(&written.quota, scope.enter("quota"));
+    let layers = [Some(&written.quota), tier.map(|tier| &tier.quota), Some(shared.quota)];
+    let layers: Vec<&file::Quota> = layers.into_iter().flatten().collect();
+    let quota = quota::resolve(&layers);
     let databases = databases(written.databases, &mut scope);
     let auth_query = written.auth_query.map(|query| auth_query(query, &database, scope.enter("auth_query")));
     let service = written.service.map(|service| self::service(service, scope.enter("service")));
@@ -135,7 +159,10 @@ fn tenant(id: &str, written: file::Tenant, shared: &Shared<'_>, mut scope: Scope
         id: id.to_owned(),
         source: scope.document.path.clone(),
         instance: instance(written.instance, shared, &mut scope)?,
+        tier: written.tier,
         state: written.state,
+        state_reason: written.state_reason,
+        maintenance_roles: written.maintenance_roles,
         database,
         databases,
         roles,
@@ -145,7 +172,16 @@ fn tenant(id: &str, written: file::Tenant, shared: &Shared<'_>, mut scope: Scope
         client_ca,
         client_certificate_required: written.client_certificate_required,
         pool,
+        quota,
     })
+}
+
+fn tier<'a>(name: &str, shared: &Shared<'a>, scope: &mut Scope<'_, '_>) -> Option<&'a Tier> {
+    let found = shared.tiers.get(name);
+    if found.is_none() {
+        scope.problem("tier", unknown::name("tier", name, shared.tiers.keys().map(String::as_str)));
+    }
+    found
 }
 
 fn instance(name: Option<String>, shared: &Shared<'_>, scope: &mut Scope<'_, '_>) -> Option<Arc<Instance>> {

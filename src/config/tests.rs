@@ -139,6 +139,7 @@ fn shipped_tenant_example_loads_as_it_is_and_with_every_key() {
             assert_eq!(tenant.service.as_ref().unwrap().password, Some(Secret::new("serve")));
             assert_eq!(tenant.auth_query.as_ref().unwrap().query, file::AuthQuery::default().query);
             assert_eq!(tenant.pool.max_backends_per_role, 10);
+            assert_eq!((tenant.tier.as_deref(), tenant.quota.max_clients), (Some("gold"), Some(200)));
             assert_eq!(config.instances["pg1"].system_identifier, Some(7412345678901234567));
             assert_eq!(config.instances["pg1"].tls, InstanceTls::VerifyFull);
             assert_eq!(config.routing.databases["shop"], "initech");
@@ -172,7 +173,7 @@ fn keys<T: DeserializeOwned + Default>(text: &str) -> BTreeMap<String, (BTreeSet
         let Some(known) = known.filter(|known| known != &["file", "env"]) else {
             continue;
         };
-        let named = |at: usize| at > 0 && ["roles", "instances", "tenants"].contains(&path[at - 1].as_str());
+        let named = |at: usize| at > 0 && ["roles", "instances", "tenants", "tier"].contains(&path[at - 1].as_str());
         let name: Vec<&str> = (0..path.len()).map(|at| if named(at) { "*" } else { path[at].as_str() }).collect();
         let entry = found.entry(name.join(".")).or_default();
         entry.0.extend(present);
@@ -199,10 +200,14 @@ fn shipped_examples_show_exactly_the_known_keys() {
     assert!(!tenants.is_empty());
     assert!(proxy.len() >= 11, "{proxy:?}");
     for (table, (shown, known)) in proxy {
-        assert_eq!(shown, known, "[{table}] of proxy.toml");
+        // A tier's tables have the keys of [quota], and those of a tenant's [pool].
+        match table.starts_with("tier.*.") {
+            true => assert!(!shown.is_empty() && shown.is_subset(&known), "[{table}] of proxy.toml"),
+            false => assert_eq!(shown, known, "[{table}] of proxy.toml"),
+        }
     }
     let tenant = keys::<file::Tenant>(&uncommented(&shipped("docs/tenant.example.toml")));
-    assert_eq!(tenant.keys().collect::<Vec<_>>(), ["", "auth_query", "pool", "roles.*", "service"]);
+    assert_eq!(tenant.keys().collect::<Vec<_>>(), ["", "auth_query", "pool", "quota", "roles.*", "service"]);
     for (table, (shown, known)) in tenant {
         assert_eq!(shown, known, "[{table}] of docs/tenant.example.toml");
     }

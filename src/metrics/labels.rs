@@ -37,6 +37,27 @@ label! {
 }
 
 label! {
+    /// What a tenant may be refused for: the keys of `[quota]`, and those of `[pool]` that are limits.
+    QuotaName {
+        MaxClients = "max_clients",
+        MaxTransactions = "max_transactions",
+        TransactionsPerSecond = "transactions_per_second",
+        BytesPerSecond = "bytes_per_second",
+        BackendSeconds = "backend_seconds_per_minute",
+        MaxResult = "max_result",
+        QueryTimeout = "query_timeout",
+        TransactionTimeout = "transaction_timeout",
+        IdleInTransaction = "idle_in_transaction_timeout",
+        IdleSession = "idle_session_timeout",
+        /// Nobody is refused for it alone: `queue_timeout` is.
+        MaxBackends = "max_backends",
+        QueueTimeout = "queue_timeout",
+        MaxPins = "max_pins",
+        MaxPinTime = "max_pin_time",
+    }
+}
+
+label! {
     /// Session state that cannot be moved to another backend: who has any keeps its backend (is pinned).
     Pin {
         /// Temporary tables, views, functions, types.

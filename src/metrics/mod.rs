@@ -20,8 +20,8 @@ use prometheus::{
 
 pub use instance::InstanceMetrics;
 pub use labels::{
-    AuthMethod, AuthResult, CancelResult, ConnectResult, ErrorSource, Label, Outcome, Pin, ProtocolViolation, Refusal,
-    TlsVersion,
+    AuthMethod, AuthResult, CancelResult, ConnectResult, ErrorSource, Label, Outcome, Pin, ProtocolViolation,
+    QuotaName, Refusal, TlsVersion,
 };
 pub use tenants::{TenantSample, TenantStats};
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed};
 
+use super::labels::{Label, QuotaName};
 use super::text::{Micros, Text, label};
 
 /// One tenant's figures. Lives as long as the tenant, across reloads, and is added to on the data path (Relaxed).
@@ -28,6 +29,8 @@ pub struct TenantStats {
     /// Successful logins: a sign of life. They have no series, to keep those of a tenant to a dozen.
     pub logins: AtomicU64,
     pub login_failures: AtomicU64,
+    /// Clients that were refused, cancelled or disconnected for a quota, by [`QuotaName`].
+    pub refused: [AtomicU64; QuotaName::ALL.len()],
     rank: Rank,
 }
 

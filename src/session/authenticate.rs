@@ -261,9 +261,9 @@ fn admit(
     method: AuthMethod,
 ) -> Result<Proven, Rejection> {
     let record = tenant.record();
-    if record.state == TenantState::Suspended {
-        let tell = PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, format!("tenant \"{}\" is suspended", record.id));
-        let why = format!("tenant {} is suspended", record.id);
+    if record.state != TenantState::Active {
+        let why = format!("tenant \"{}\" is {}", record.id, record.state.text());
+        let tell = PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, why.clone());
         return Err(Rejection::login(method, AuthResult::Suspended, tell, why));
     }
     let Candidate { mut route, startup, .. } = candidate;

@@ -3,19 +3,23 @@
 pub mod explain;
 mod registry;
 pub mod route;
+mod standing;
 mod verifiers;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
 
 pub use registry::{Change, Registry};
+pub use standing::Standing;
 pub use verifiers::{Credential, LookupError, Verifiers};
 
 use crate::config;
 use crate::metrics::TenantStats;
+use crate::quota::{Gates, QuotaLine, Usage, report};
 
 /// A tenant's name, checked when its record was read.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,14 +46,71 @@ impl fmt::Display for TenantId {
 pub struct Tenant {
     pub id: TenantId,
     record: ArcSwap<config::Tenant>,
-    /// Outlives moves and reloads.
+    /// Outlives moves and reloads, as `usage` does.
     pub stats: Arc<TenantStats>,
+    pub usage: Arc<Usage>,
+    standing: watch::Sender<Arc<Standing>>,
+    /// What quotas and state ask for on a request's way; see [`Gates`].
+    gates: AtomicU32,
     retired: AtomicBool,
 }
 
 impl Tenant {
-    fn new(record: Arc<config::Tenant>, stats: Arc<TenantStats>) -> Self {
-        Tenant { id: TenantId::new(&record.id), record: ArcSwap::new(record), stats, retired: AtomicBool::new(false) }
+    fn new(record: Arc<config::Tenant>, standing: Standing, stats: Arc<TenantStats>, usage: Arc<Usage>) -> Self {
+        let gates = AtomicU32::new((Gates::of(&record.quota) | standing.gates()).bits());
+        Tenant {
+            id: TenantId::new(&record.id),
+            record: ArcSwap::new(record),
+            stats,
+            usage,
+            standing: watch::Sender::new(Arc::new(standing)),
+            gates,
+            retired: AtomicBool::new(false),
+        }
+    }
+
+    /// What holds for the tenant now: an operator's word, or the record's.
+    pub fn state(&self) -> Arc<Standing> {
+        self.standing.borrow().clone()
+    }
+
+    /// The same, for somebody who waits for it to change.
+    pub fn watch_state(&self) -> watch::Receiver<Arc<Standing>> {
+        self.standing.subscribe()
+    }
+
+    /// An operator's word, over the record's state until that is changed; none: the record's state again. Whoever calls
+    /// this has to wake the tenant's sessions (`Sessions::take_notice`), and to see to those that must end.
+    pub fn set_state(&self, standing: Option<Standing>) {
+        let standing = standing.unwrap_or_else(|| Standing::of(&self.record.load()));
+        self.standing.send_replace(Arc::new(standing));
+        self.set_gates();
+    }
+
+    /// What has to be looked at on a request's way: one load.
+    pub fn gates(&self) -> Gates {
+        Gates::from_bits(self.gates.load(Ordering::Relaxed))
+    }
+
+    fn set_gates(&self) {
+        let gates = Gates::of(&self.record.load().quota) | self.standing.borrow().gates();
+        self.gates.store(gates.bits(), Ordering::Relaxed);
+    }
+
+    /// Use against quotas; `backends` are the tenant's open ones now.
+    pub fn quotas(&self, backends: u32) -> Vec<QuotaLine> {
+        report(&self.current(), &self.usage, &self.stats, backends)
+    }
+
+    /// Takes over a record of the same place.
+    fn adopt(&self, record: &Arc<config::Tenant>) {
+        let old = self.record.swap(record.clone());
+        let standing = Standing::after(&self.standing.borrow(), &old, record);
+        if let Some(standing) = standing {
+            self.standing.send_replace(Arc::new(standing));
+        }
+        self.set_gates();
+        self.usage.adopt(&old.quota, &record.quota, std::time::Instant::now());
     }
 
     /// The record as it is now.
@@ -62,7 +123,13 @@ impl Tenant {
         self.record.load()
     }
 
-    /// It was removed, suspended or moved: its sessions end when their transaction does.
+    /// It has another place now, or none: who waits for its state to change is woken.
+    fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.standing.send_modify(|_| {});
+    }
+
+    /// It was removed or moved: its sessions end when their transaction does.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
     }

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use super::{Tenant, same_place};
+use super::{Standing, Tenant, same_place};
 use crate::config;
 
 type Snapshot = HashMap<String, Arc<Tenant>, ahash::RandomState>;
@@ -23,7 +23,7 @@ pub struct Change {
     pub added: usize,
     /// Same place, other settings: sessions go on.
     pub changed: Vec<Arc<Tenant>>,
-    /// Removed, suspended or moved: sessions end at their next safe point.
+    /// Removed or moved: sessions end at their next safe point.
     pub retired: Vec<Arc<Tenant>>,
 }
 
@@ -49,24 +49,27 @@ impl Registry {
             let tenant = match old.get(id) {
                 Some(tenant) if *tenant.record() == **record => tenant.clone(),
                 Some(tenant) if same_place(&tenant.record(), record) => {
-                    tenant.record.store(record.clone());
+                    tenant.adopt(record);
                     change.changed.push(tenant.clone());
                     tenant.clone()
                 }
                 Some(tenant) => {
                     change.retired.push(tenant.clone());
-                    Arc::new(Tenant::new(record.clone(), tenant.stats.clone()))
+                    let (old, before) = (tenant.record(), tenant.state());
+                    let standing = Standing::after(&before, &old, record).unwrap_or_else(|| (*before).clone());
+                    tenant.usage.adopt(&old.quota, &record.quota, Instant::now());
+                    Arc::new(Tenant::new(record.clone(), standing, tenant.stats.clone(), tenant.usage.clone()))
                 }
                 None => {
                     change.added += 1;
-                    Arc::new(Tenant::new(record.clone(), Arc::default()))
+                    Arc::new(Tenant::new(record.clone(), Standing::of(record), Arc::default(), Arc::default()))
                 }
             };
             new.insert(id.clone(), tenant);
         }
         change.retired.extend(old.iter().filter(|(id, _)| !new.contains_key(*id)).map(|(_, tenant)| tenant.clone()));
         for tenant in &change.retired {
-            tenant.retired.store(true, Ordering::Release);
+            tenant.retire();
         }
         self.tenants.store(Arc::new(new));
         change

@@ -14,7 +14,8 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 use super::*;
 use crate::config::{
-    Databases, Instance, InstanceAddress, InstanceTls, PoolMode, Reset, Tenant, TenantPool, TenantState, Tls, TlsMode,
+    Databases, Instance, InstanceAddress, InstanceTls, PoolMode, Quota, Reset, Tenant, TenantPool, TenantState, Tls,
+    TlsMode,
 };
 use crate::net::test_certificates::Authority;
 use crate::net::x509::CertificateFacts;
@@ -55,7 +56,10 @@ fn tenant(id: &str, client_ca: Option<PathBuf>, required: bool) -> (String, Arc<
         id: id.into(),
         source: PathBuf::new(),
         instance: Arc::new(instance),
+        tier: None,
         state: TenantState::Active,
+        state_reason: None,
+        maintenance_roles: Vec::new(),
         database: "app".into(),
         databases: Databases::Named(Vec::new()),
         roles: BTreeMap::new(),
@@ -65,6 +69,7 @@ fn tenant(id: &str, client_ca: Option<PathBuf>, required: bool) -> (String, Arc<
         client_ca,
         client_certificate_required: required,
         pool,
+        quota: Quota::default(),
     };
     (id.into(), Arc::new(tenant))
 }

@@ -67,14 +67,10 @@ pub(super) fn databases(view: View<'_>) -> Vec<Row> {
 pub(super) fn tenants(view: View<'_>) -> Vec<Row> {
     let row = |tenant: Arc<Tenant>| {
         let (record, stats, counts) = (tenant.record(), &tenant.stats, view.pools.counts(&tenant));
-        let state = match record.state {
-            TenantState::Active => "active",
-            TenantState::Suspended => "suspended",
-        };
         row![
             record.id.as_str(),
             record.instance.name.as_str(),
-            state,
+            record.state.text(),
             record.pool.mode.text(),
             stats.clients.load(Relaxed),
             stats.waiting.load(Relaxed),
