@@ -12,16 +12,18 @@ use tokio::task::JoinHandle;
 
 use crate::admin::console::{Console, Request, Shutdown};
 use crate::admin::http::{self, Probe};
+use crate::admin::survey::{self, Survey};
 use crate::auth::{Backoff, Mock};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::drain::{Drain, Phase};
 use crate::listener::Listeners;
-use crate::metrics::{Metrics, TenantSample};
-use crate::pool::Pools;
+use crate::metrics::{Metrics, QuotaSample, TenantSample};
+use crate::pool::{Counts, Pools};
+use crate::quota::QuotaLine;
 use crate::reload::{self, LoadError, Source};
 use crate::session::Context;
 use crate::sessions::{ClientCap, Order, Sessions};
-use crate::tenant::{Registry, Verifiers};
+use crate::tenant::{Registry, Tenant, Verifiers};
 use crate::workers::Workers;
 
 const REAP: Duration = Duration::from_secs(1);
@@ -62,8 +64,14 @@ impl App {
                     .await
                     .with_context(|| format!("cannot listen on {address} (http.address)"))?;
                 let bound = listener.local_addr()?;
-                let probe: Arc<dyn Probe> = Arc::new(State(context.clone()));
-                tasks.push(tokio::spawn(http::serve(listener, probe, Default::default(), std::future::pending())));
+                let routes = http::plain(Arc::new(State(context.clone()))).merge(http::api(context.clone()));
+                let of_context = context.clone();
+                let tls: Arc<http::Tls> = Arc::new(move || of_context.https.load_full());
+                if let Some(why) = http::closed(&config.http) {
+                    tracing::error!(%address, "{why}");
+                }
+                let never = std::future::pending();
+                tasks.push(tokio::spawn(http::serve(listener, routes, tls, Default::default(), never)));
                 Some(bound)
             }
             None => None,
@@ -148,10 +156,12 @@ fn context(config: &Config, metrics: Arc<Metrics>, workers: Arc<Workers>, consol
         verifiers: Verifiers::new(config.auth.verifier_ttl, mock.clone()),
         backoff: Backoff::new(&config.auth),
         tls: ArcSwapOption::empty(),
+        https: ArcSwapOption::empty(),
         metrics,
         drain: Drain::default(),
         sessions: Arc::new(Sessions::default()),
         console,
+        survey: Survey::default(),
         workers,
         clients: ClientCap::new(config.limits.max_clients),
         mock,
@@ -165,6 +175,7 @@ async fn reap(context: Arc<Context>) {
         tick.tick().await;
         context.pools.reap();
         context.console.tick(&context.registry);
+        context.survey.tick(&context.registry);
     }
 }
 
@@ -203,25 +214,53 @@ async fn all_gone(context: &Context) {
 /// What the HTTP endpoint shows.
 struct State(Arc<Context>);
 
+/// One tenant as it is now: what a [`TenantSample`] refers to.
+struct Sampled {
+    tenant: Arc<Tenant>,
+    record: Arc<config::Tenant>,
+    counts: Counts,
+    quotas: Vec<QuotaLine>,
+}
+
+impl Sampled {
+    fn new(tenant: Arc<Tenant>, context: &Context) -> Self {
+        let (record, counts) = (tenant.record(), context.pools.counts(&tenant));
+        let quotas = survey::quotas(&tenant, counts);
+        Sampled { tenant, record, counts, quotas }
+    }
+
+    fn sample(&self) -> TenantSample<'_> {
+        TenantSample {
+            tenant: self.tenant.id.as_str(),
+            instance: &self.record.instance.name,
+            region: self.record.instance.region.as_deref(),
+            stats: &self.tenant.stats,
+            backends_idle: self.counts.idle.into(),
+            backends_active: self.counts.active.into(),
+            backends_connecting: self.counts.connecting.into(),
+            highest_use: survey::highest_use(&self.quotas),
+        }
+    }
+}
+
 impl Probe for State {
     fn metrics(&self) -> String {
         let context = &self.0;
         let tenants = context.registry.all();
-        let records: Vec<_> =
-            tenants.iter().map(|tenant| (tenant, tenant.record(), context.pools.counts(tenant))).collect();
-        let samples: Vec<TenantSample<'_>> = records
-            .iter()
-            .map(|(tenant, record, counts)| TenantSample {
-                tenant: tenant.id.as_str(),
-                instance: &record.instance.name,
-                region: record.instance.region.as_deref(),
-                stats: &tenant.stats,
-                backends_idle: counts.idle.into(),
-                backends_active: counts.active.into(),
-                backends_connecting: counts.connecting.into(),
-            })
-            .collect();
+        let sampled: Vec<Sampled> = tenants.into_iter().map(|tenant| Sampled::new(tenant, context)).collect();
+        let samples: Vec<TenantSample<'_>> = sampled.iter().map(Sampled::sample).collect();
         context.metrics.encode(&samples, context.config.load().http.max_tenant_series)
+    }
+
+    fn tenant_metrics(&self, tenant: &str) -> Option<String> {
+        let sampled = Sampled::new(self.0.registry.get(tenant)?, &self.0);
+        let quotas = sampled.quotas.iter().map(|quota| QuotaSample {
+            quota: quota.quota,
+            limit: quota.limit,
+            used: quota.used,
+            refused: quota.refused,
+        });
+        Some(Metrics::encode_tenant(&sampled.sample(), &quotas.collect::<Vec<_>>()))
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -41,6 +41,8 @@ pub struct Loaded {
     pub config: Config,
     /// None where TLS is switched off.
     pub tls: Option<ServerTls>,
+    /// Of the HTTP endpoint; none where it speaks plain HTTP.
+    pub https: Option<Arc<rustls::ServerConfig>>,
 }
 
 /// Reads and checks everything that `source` names, certificates and CAs included.
@@ -53,15 +55,19 @@ pub fn load(source: &Source) -> Result<Loaded, LoadError> {
         TlsMode::Off => None,
         TlsMode::Required | TlsMode::Preferred => Some(ServerTls::load(&config.tls, &config.tenants)?),
     };
+    let https = match &tls {
+        Some(tls) if config.http.tls => Some(Arc::new(tls.https(config.http.client_ca.as_deref())?)),
+        _ => None,
+    };
     for instance in config.instances.values() {
         Place::new(instance.clone())?;
     }
-    Ok(Loaded { config, tls })
+    Ok(Loaded { config, tls, https })
 }
 
 /// Takes over a new configuration. Sessions of tenants that stay where they are notice nothing.
 pub fn publish(loaded: Loaded, context: &Context) {
-    let Loaded { config, tls } = loaded;
+    let Loaded { config, tls, https } = loaded;
     warn_of_restart(&context.config.load(), &config);
     let change = context.registry.publish(&config.tenants);
     context.pools.reconfigure(&config);
@@ -78,6 +84,7 @@ pub fn publish(loaded: Loaded, context: &Context) {
         context.metrics.set_certificates(expiry);
     }
     context.tls.store(tls.map(Arc::new));
+    context.https.store(https);
     context.config.store(Arc::new(config));
     tracing::info!(
         added = change.added,

@@ -312,12 +312,21 @@ impl Default for Limits {
 pub(super) struct Http {
     pub address: OptionalAddress,
     pub max_tenant_series: usize,
+    pub token: Option<Reference>,
+    pub tls: bool,
+    pub client_ca: Option<PathBuf>,
 }
 
 impl Default for Http {
     fn default() -> Self {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 9930));
-        Http { address: OptionalAddress(Some(address)), max_tenant_series: 500 }
+        Http {
+            address: OptionalAddress(Some(address)),
+            max_tenant_series: 500,
+            token: None,
+            tls: false,
+            client_ca: None,
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 mod admin;
 mod document;
 mod file;
+mod http;
 mod layers;
 mod pool;
 mod problem;
@@ -237,13 +238,26 @@ pub struct Limits {
     pub max_prepared_size: usize,
 }
 
-/// The HTTP endpoint for Prometheus and health checks.
+/// The HTTP endpoint: metrics, health checks, the API and the page.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Http {
     /// Default `127.0.0.1:9930`; none switches it off.
     pub address: Option<SocketAddr>,
     /// Tenants with series of their own on `/metrics`; the rest is summed as `_other`; default 500.
     pub max_tenant_series: usize,
+    /// Opens the API (`Authorization: Bearer …`); none by default. At least 16 characters.
+    pub token: Option<Secret>,
+    /// TLS with the certificates that clients of PostgreSQL are shown; default false.
+    pub tls: bool,
+    /// CA certificates (PEM): a client certificate that one of them signed opens the API, too.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl Http {
+    /// Whether only this machine can connect.
+    pub fn is_local(&self) -> bool {
+        self.address.is_none_or(|address| address.ip().is_loopback())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -11,8 +11,8 @@ use super::file::{self, File};
 use super::problem::{ConfigError, Gathered, Scope};
 use super::scalar::Period;
 use super::{
-    Auth, Config, Drain, Http, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode,
-    admin, layers, pool, quota, read, tenants,
+    Auth, Config, Drain, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode, admin,
+    http, layers, pool, quota, read, tenants,
 };
 
 /// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
@@ -53,7 +53,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let fairness = pool::fairness(&file.fairness, scope.enter("fairness"));
     quota::check(&file.quota, scope.enter("quota"));
     let limits = limits(&file.limits, scope.enter("limits"));
-    let http = Http { address: file.http.address.0, max_tenant_series: file.http.max_tenant_series };
+    let http = http::resolve(file.http, tls.mode, scope.enter("http"));
     let log = log(file.log, scope.enter("log"));
     let drain = Drain { timeout: file.drain.timeout.0 };
     let admin = admin::resolve(file.admin, file.routing.user_suffix.0, scope.enter("admin"));

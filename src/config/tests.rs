@@ -115,6 +115,8 @@ const SURROUNDINGS: &[(&str, &str)] = &[
     ("certs/wildcard.crt", ""),
     ("pg1-ca.crt", ""),
     ("ops.verifier", VERIFIER),
+    ("http.token", "0123456789abcdef0123456789abcdef"),
+    ("operators-ca.crt", ""),
     ("tenants.d/acme-clients.crt", ""),
     ("tenants.d/acme-app.verifier", "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy\n"),
     ("tenants.d/acme-query.password", "ask\n"),

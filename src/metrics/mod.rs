@@ -23,7 +23,7 @@ pub use labels::{
     AuthMethod, AuthResult, CancelResult, ConnectResult, ErrorSource, Label, Outcome, Pin, ProtocolViolation,
     QuotaName, Refusal, TlsVersion,
 };
-pub use tenants::{TenantSample, TenantStats};
+pub use tenants::{QuotaSample, TenantSample, TenantStats};
 
 use instance::Families;
 use tenants::Board;
@@ -217,6 +217,14 @@ impl Metrics {
         tenants::write_instances(&mut text, tenants);
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         board.write(&mut text, tenants, max_series);
+        text.finish()
+    }
+
+    /// One tenant's figures in the same format: those of [`Metrics::encode`] and what would be too many series there.
+    #[must_use]
+    pub fn encode_tenant(tenant: &TenantSample<'_>, quotas: &[QuotaSample<'_>]) -> String {
+        let mut text = Text::default();
+        tenants::write_one(&mut text, tenant, quotas);
         text.finish()
     }
 }

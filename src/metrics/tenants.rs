@@ -57,6 +57,20 @@ pub struct TenantSample<'a> {
     pub backends_idle: u64,
     pub backends_active: u64,
     pub backends_connecting: u64,
+    /// Of the quota closest to its limit; 1 is all of it.
+    pub highest_use: f64,
+}
+
+/// A tenant's quota at a scrape.
+#[derive(Debug, Clone, Copy)]
+pub struct QuotaSample<'a> {
+    /// The key that sets it.
+    pub quota: &'a str,
+    /// None: no limit, and no sample.
+    pub limit: Option<f64>,
+    pub used: Option<f64>,
+    /// Times that it was enforced.
+    pub refused: u64,
 }
 
 /// The tenant label of the sum; no tenant's id can begin with `_`.
@@ -76,6 +90,9 @@ const GAUGES: [(&str, &str, Read<i64>); 3] = [
 
 /// Connects under way are shown per instance only, to keep the series of a tenant to a dozen.
 const BACKENDS: [(&str, Read<u64>); 2] = [("idle", |t| t.backends_idle), ("active", |t| t.backends_active)];
+
+const HIGHEST_USE: (&str, &str) =
+    ("pgtenant_tenant_quota_highest_use_ratio", "Use of the tenant's quota that is closest to its limit, 1 being all.");
 
 struct Counter {
     name: &'static str,
@@ -152,6 +169,13 @@ impl Board {
             }
             text.sample(&format!("{other},state=\"{state}\""), rest.iter().map(|tenant| read(tenant)).sum::<u64>());
         }
+        let (name, help) = HIGHEST_USE;
+        text.family(name, "gauge", help);
+        for (tenant, labels) in listed.iter().zip(&labels) {
+            text.sample(labels, tenant.highest_use);
+        }
+        // That of the one among them that is closest: a sum would mean nothing.
+        text.sample(&other, rest.iter().map(|tenant| tenant.highest_use).fold(0.0, f64::max));
         for (counter, sum) in COUNTERS.iter().zip(counts) {
             text.family(counter.name, "counter", counter.help);
             for (tenant, labels) in listed.iter().zip(&labels) {
@@ -262,4 +286,40 @@ pub(super) fn write_instances(text: &mut Text, tenants: &[TenantSample<'_>]) {
             text.sample(&labels, count);
         }
     }
+}
+
+/// Writes everything about one tenant, listed or not, and leaves the ranks as they are.
+pub(super) fn write_one(text: &mut Text, tenant: &TenantSample<'_>, quotas: &[QuotaSample<'_>]) {
+    let labels = labels(tenant);
+    for (name, help, read) in GAUGES {
+        text.family(name, "gauge", help);
+        text.sample(&labels, read(tenant));
+    }
+    text.family("pgtenant_tenant_backends", "gauge", "Backends of the tenant by state.");
+    for (state, read) in BACKENDS {
+        text.sample(&format!("{labels},state=\"{state}\""), read(tenant));
+    }
+    text.sample(&format!("{labels},state=\"connecting\""), tenant.backends_connecting);
+    let (name, help) = HIGHEST_USE;
+    text.family(name, "gauge", help);
+    text.sample(&labels, tenant.highest_use);
+    for counter in &COUNTERS {
+        text.family(counter.name, "counter", counter.help);
+        counter.write(text, &labels, (counter.read)(tenant));
+    }
+    text.family("pgtenant_tenant_logins_total", "counter", "Successful logins at the tenant.");
+    text.sample(&labels, tenant.stats.logins.load(Relaxed));
+    let mut of_quotas = |name, kind, help, value: fn(&QuotaSample<'_>) -> Option<f64>| {
+        text.family(name, kind, help);
+        for (quota, value) in quotas.iter().filter_map(|quota| Some((quota, value(quota)?))) {
+            let mut labels = labels.clone();
+            label(&mut labels, "quota", quota.quota);
+            text.sample(&labels, value);
+        }
+    };
+    of_quotas("pgtenant_tenant_quota_limit", "gauge", "The tenant's limits, times in seconds.", |quota| quota.limit);
+    of_quotas("pgtenant_tenant_quota_used", "gauge", "What the tenant uses of them now.", |quota| quota.used);
+    of_quotas("pgtenant_tenant_quota_refused_total", "counter", "Times that they were enforced.", |quota| {
+        Some(quota.refused as f64)
+    });
 }

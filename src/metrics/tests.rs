@@ -46,6 +46,7 @@ fn sample<'a>(tenant: &'a str, stats: &'a TenantStats) -> TenantSample<'a> {
         backends_idle: 0,
         backends_active: 0,
         backends_connecting: 0,
+        highest_use: 0.0,
     }
 }
 
@@ -204,7 +205,7 @@ fn ten_thousand_tenants_make_a_bounded_text() {
     let text = metrics.encode(&samples, 500);
     let series = parse(&text);
     let of_tenants = series.keys().filter(|key| key.contains("tenant=")).count();
-    assert_eq!(of_tenants, 13 * 501);
+    assert_eq!(of_tenants, 14 * 501);
     assert!(text.len() < 1_000_000, "{} bytes", text.len());
     assert_eq!(queries(&series, "_other"), Some(9_500.0 * 3.0));
 }
@@ -245,7 +246,8 @@ fn every_series_is_documented() {
     let stats = TenantStats::default();
     stats.clients.store(1, Relaxed);
     let tenant = TenantSample { region: Some("eu-1"), ..sample("acme", &stats) };
-    let text = metrics.encode(&[tenant], 10);
+    let quota = QuotaSample { quota: "max_backends", limit: Some(10.0), used: Some(1.0), refused: 0 };
+    let text = metrics.encode(&[tenant], 10) + &Metrics::encode_tenant(&tenant, &[quota]);
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').expect("a name and a type");
         assert_eq!(documented.get(name).map(|(kind, _)| *kind), Some(kind), "{name}");
@@ -269,4 +271,22 @@ fn alerts_ask_for_series_that_there_are() {
         let family = word.strip_suffix("_bucket").unwrap_or(word);
         assert!(documented.contains_key(family), "{word}");
     }
+}
+
+#[test]
+fn a_tenant_has_a_page_of_its_own_whether_it_is_listed_or_not() {
+    let stats = TenantStats::default();
+    stats.queries.store(7, Relaxed);
+    stats.logins.store(2, Relaxed);
+    let tenant = TenantSample { backends_connecting: 1, highest_use: 0.5, ..sample("acme", &stats) };
+    let quotas = [QuotaSample { quota: "max_backends", limit: Some(10.0), used: Some(5.0), refused: 3 }];
+    let series = parse(&Metrics::encode_tenant(&tenant, &quotas));
+    assert_eq!(queries(&series, "acme"), Some(7.0));
+    let of_acme = |rest: &str| series[&rest.replace("ACME", "tenant=\"acme\",instance_name=\"one\"")];
+    assert_eq!(of_acme("pgtenant_tenant_backends{ACME,state=\"connecting\"}"), 1.0);
+    assert_eq!(of_acme("pgtenant_tenant_quota_highest_use_ratio{ACME}"), 0.5);
+    assert_eq!(of_acme("pgtenant_tenant_quota_limit{ACME,quota=\"max_backends\"}"), 10.0);
+    assert_eq!(of_acme("pgtenant_tenant_quota_refused_total{ACME,quota=\"max_backends\"}"), 3.0);
+    assert_eq!(of_acme("pgtenant_tenant_logins_total{ACME}"), 2.0);
+    assert!(!series.keys().any(|series| series.contains("_other")));
 }

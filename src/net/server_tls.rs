@@ -1,6 +1,7 @@
 //! TLS towards clients: the rustls configuration and certificate for each handshake, swapped whole on reload.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -31,6 +32,10 @@ pub enum ServerTlsError {
     Verifier { tenant: String, source: VerifierBuilderError },
     #[error("the tenants' client CAs together: {0}")]
     Verifiers(VerifierBuilderError),
+    #[error("http.client_ca: {0}")]
+    HttpClientCa(PemError),
+    #[error("http.client_ca: {0}")]
+    HttpVerifier(VerifierBuilderError),
     #[error("the TLS library refuses its own defaults: {0}")]
     Library(#[from] rustls::Error),
 }
@@ -111,6 +116,27 @@ impl ServerTls {
         };
         let shared = Arc::new(server_config(&certificates, &provider, anyone)?);
         Ok(Self { certificates, shared, by_tenant })
+    }
+}
+
+impl ServerTls {
+    /// For HTTPS with the same certificates. A client certificate is asked for where there is a `client_ca`, and not
+    /// required: who shows none may still have the token.
+    ///
+    /// # Errors
+    /// The CA's file cannot be used.
+    pub fn https(&self, client_ca: Option<&Path>) -> Result<ServerConfig, ServerTlsError> {
+        let provider = crypto_provider();
+        let verifier = match client_ca {
+            None => None,
+            Some(ca) => {
+                let (roots, _) = pem::trust_anchors(ca).map_err(ServerTlsError::HttpClientCa)?;
+                Some(client_verifier(roots, false, &provider).map_err(ServerTlsError::HttpVerifier)?)
+            }
+        };
+        let mut config = server_config(&self.certificates, &provider, verifier)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
     }
 }
 

@@ -19,6 +19,7 @@ use bytes::BytesMut;
 pub use reject::{too_many_clients, turn_away};
 
 use crate::admin::console::{self as admin_console, Console, Operator};
+use crate::admin::survey::Survey;
 use crate::auth::{Backoff, Mock};
 use crate::config::Config;
 use crate::drain::Drain;
@@ -45,11 +46,15 @@ pub struct Context {
     pub backoff: Backoff,
     /// None where TLS is switched off.
     pub tls: ArcSwapOption<ServerTls>,
+    /// Of the HTTP endpoint; none where it speaks plain HTTP.
+    pub https: ArcSwapOption<rustls::ServerConfig>,
     pub metrics: Arc<Metrics>,
     pub drain: Drain,
     pub sessions: Arc<Sessions>,
     /// The admin console.
     pub console: Console,
+    /// What the page and the API show.
+    pub survey: Survey,
     pub workers: Arc<Workers>,
     /// Sessions, from the StartupMessage on. Connections that only ask for a cancel need no place here.
     pub clients: Arc<ClientCap>,
@@ -66,6 +71,7 @@ impl admin_console::Proxy for Context {
             sessions: &self.sessions,
             drain: &self.drain,
             console: &self.console,
+            survey: &self.survey,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, real PostgreSQL, free ports, nothing left behind.
 
+mod api;
 mod auth_query;
 mod backend_login;
 mod bad_input;
@@ -23,6 +24,7 @@ mod listen;
 mod login;
 mod main_job;
 mod metrics;
+mod page;
 mod pgbench;
 mod pooling;
 mod prepared;

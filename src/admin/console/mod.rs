@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use protocol::{Operator, serve};
 
+use crate::admin::survey::Survey;
 use crate::auth::{Mock, ScramVerifier, Verifier, VerifierError};
 use crate::config::{self, Access, Config};
 use crate::drain::Drain;
@@ -47,6 +48,7 @@ pub struct View<'a> {
     pub sessions: &'a Sessions,
     pub drain: &'a Drain,
     pub console: &'a Console,
+    pub survey: &'a Survey,
 }
 
 /// What only the process itself can do.

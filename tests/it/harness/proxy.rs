@@ -9,7 +9,7 @@ use pgtenant::cli::demo::postgres::Postgres;
 use pgtenant::cli::demo::tenant::{Onboarded, write_record};
 use pgtenant::reload::Source;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use toml::{Table, Value};
 
@@ -159,9 +159,30 @@ impl Proxy {
 
 /// A GET over plain HTTP: the status and the body.
 pub async fn http_get(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.expect("the HTTP endpoint");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("a request");
+    http_get_with(address, path, &[]).await
+}
+
+/// The same with further headers.
+pub async fn http_get_with(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+    http_ask(TcpStream::connect(address).await.expect("the HTTP endpoint"), "GET", path, headers, "").await
+}
+
+/// A request over any connection: the status and the body.
+pub async fn http_ask(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> (u16, String) {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    if !headers.iter().any(|(name, _)| *name == "Host") {
+        request += "Host: localhost\r\n";
+    }
+    for (name, value) in headers {
+        request += &format!("{name}: {value}\r\n");
+    }
+    stream.write_all(format!("{request}\r\n{body}").as_bytes()).await.expect("a request");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("an answer");
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");

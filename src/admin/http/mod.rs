@@ -1,36 +1,42 @@
-//! The HTTP endpoint: `/metrics` for Prometheus, `/healthz` and `/readyz` for orchestrators.
+//! The HTTP endpoint: metrics for Prometheus, health for orchestrators, the API and the page for operators.
 //!
-//! Its peers are trusted little: the number of connections, the time for a request's head and a connection's life are
-//! bounded, and no request has a body that is read.
+//! Its peers are trusted little: the number of connections, the time for a handshake, for a request's head and body,
+//! and a connection's life are bounded. `access` says who may use the API, `api` is its routes.
+
+mod access;
+mod api;
+mod page;
+mod plain;
 
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-/// What the endpoint shows; implemented where everything is known, so that this module knows nobody above it.
-pub trait Probe: Send + Sync + 'static {
-    /// The text for `/metrics`, as made by `Metrics::encode`. Called on a thread that may block.
-    fn metrics(&self) -> String;
+pub use access::closed;
+pub use api::routes as api;
+pub use plain::{Probe, routes as plain};
 
-    /// Whether new clients are welcome: configuration loaded, listeners up, not draining.
-    ///
-    /// # Errors
-    /// Why not, in words for an operator; sent as the body.
-    fn ready(&self) -> Result<(), String>;
+/// TLS for the next connection; none for plain HTTP. Asked each time, so that a reload's certificates are shown.
+pub type Tls = dyn Fn() -> Option<Arc<ServerConfig>> + Send + Sync;
+
+/// What is known of whoever asks, beside the request.
+#[derive(Debug, Clone, Copy, Default)]
+struct Peer {
+    /// It has shown a certificate that `http.client_ca` vouches for.
+    has_certificate: bool,
 }
 
 /// Bounds of the endpoint.
@@ -65,8 +71,13 @@ const MAX_HEAD: usize = 16 * 1024;
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
 /// Serves until `end`, then finishes the answers under way.
-pub async fn serve(listener: TcpListener, probe: Arc<dyn Probe>, bounds: Bounds, end: impl Future<Output = ()>) {
-    let routes = routes(probe);
+pub async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    tls: Arc<Tls>,
+    bounds: Bounds,
+    end: impl Future<Output = ()>,
+) {
     let places = Arc::new(Semaphore::new(bounds.connections));
     let (ending, _) = watch::channel(false);
     let mut connections = JoinSet::new();
@@ -78,9 +89,9 @@ pub async fn serve(listener: TcpListener, probe: Arc<dyn Probe>, bounds: Bounds,
         };
         match accepted {
             Ok((stream, place)) => {
-                let (routes, ending) = (routes.clone(), ending.subscribe());
+                let (routes, tls, ending) = (routes.clone(), tls(), ending.subscribe());
                 connections.spawn(async move {
-                    connection(stream, routes, bounds, ending).await;
+                    enter(stream, routes, tls, bounds, ending).await;
                     drop(place);
                 });
             }
@@ -96,10 +107,7 @@ pub async fn serve(listener: TcpListener, probe: Arc<dyn Probe>, bounds: Bounds,
     while connections.join_next().await.is_some() {}
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
     // The place comes first: what is not accepted costs no descriptor.
     let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
     let (stream, _) = listener.accept().await?;
@@ -107,7 +115,32 @@ async fn accept(
     Ok((stream, place))
 }
 
-async fn connection(stream: TcpStream, routes: Router, bounds: Bounds, mut ending: watch::Receiver<bool>) {
+/// The TLS handshake where there is one, then requests.
+async fn enter(
+    stream: TcpStream,
+    routes: Router,
+    tls: Option<Arc<ServerConfig>>,
+    bounds: Bounds,
+    ending: watch::Receiver<bool>,
+) {
+    let Some(tls) = tls else {
+        return connection(stream, routes.layer(Extension(Peer::default())), bounds, ending).await;
+    };
+    match tokio::time::timeout(bounds.head_timeout, TlsAcceptor::from(tls).accept(stream)).await {
+        Ok(Ok(stream)) => {
+            // What was not verified failed the handshake.
+            let has_certificate = stream.get_ref().1.peer_certificates().is_some();
+            connection(stream, routes.layer(Extension(Peer { has_certificate })), bounds, ending).await;
+        }
+        Ok(Err(error)) => debug!(%error, "HTTPS handshake failed"),
+        Err(_) => debug!("HTTPS peer was too slow with its handshake"),
+    }
+}
+
+async fn connection<S>(stream: S, routes: Router, bounds: Bounds, mut ending: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut served = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -138,43 +171,6 @@ async fn life_ends(ending: &mut watch::Receiver<bool>, lifetime: Duration) {
     }
 }
 
-fn routes(probe: Arc<dyn Probe>) -> Router {
-    Router::new()
-        .route("/", get(index))
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "alive\n" }))
-        .route("/readyz", get(ready))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "not found; / lists what there is\n") })
-        .with_state(probe)
-}
-
-async fn index() -> &'static str {
-    concat!(
-        "pgtenant ",
-        env!("CARGO_PKG_VERSION"),
-        "\n\n/metrics  figures for Prometheus\n/healthz  200 while the process lives\n",
-        "/readyz   200 while new clients are welcome, 503 and the reason otherwise\n",
-    )
-}
-
-async fn metrics(State(probe): State<Arc<dyn Probe>>) -> Response {
-    // Thousands of tenants take milliseconds: not on a thread that may serve clients.
-    match tokio::task::spawn_blocking(move || probe.metrics()).await {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
-        Err(error) => {
-            warn!(%error, "metrics could not be written");
-            (StatusCode::INTERNAL_SERVER_ERROR, "metrics could not be written; see the log\n").into_response()
-        }
-    }
-}
-
-async fn ready(State(probe): State<Arc<dyn Probe>>) -> Response {
-    match probe.ready() {
-        Ok(()) => "ready\n".into_response(),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
@@ -199,6 +195,10 @@ mod tests {
             "up 1\n".to_owned()
         }
 
+        fn tenant_metrics(&self, tenant: &str) -> Option<String> {
+            (tenant == "acme").then(|| "acme_up 1\n".to_owned())
+        }
+
         fn ready(&self) -> Result<(), String> {
             self.reason.lock().unwrap().clone().map_or(Ok(()), Err)
         }
@@ -215,7 +215,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let (end, ended) = oneshot::channel::<()>();
-            let served = tokio::spawn(serve(listener, probe, bounds, async {
+            let served = tokio::spawn(serve(listener, plain(probe), Arc::new(|| None), bounds, async {
                 let _ = ended.await;
             }));
             Self { address, end, served }
@@ -241,7 +241,9 @@ mod tests {
         let metrics = endpoint.get("/metrics").await;
         assert!(metrics.starts_with("HTTP/1.1 200") && metrics.ends_with("\r\n\r\nup 1\n"), "{metrics}");
         assert!(metrics.contains("content-type: text/plain; version=0.0.4"));
-        assert!(endpoint.get("/").await.contains("/readyz"));
+        assert!(endpoint.get("/metrics/tenant/acme").await.ends_with("acme_up 1\n"));
+        assert!(endpoint.get("/metrics/tenant/globex").await.starts_with("HTTP/1.1 404"));
+        assert!(endpoint.get("/").await.contains("<!doctype html>"));
         assert!(endpoint.get("/healthz").await.ends_with("alive\n"));
         assert!(endpoint.get("/readyz").await.starts_with("HTTP/1.1 200"));
         assert!(endpoint.get("/metrics/").await.starts_with("HTTP/1.1 404"));

@@ -1,0 +1,118 @@
+//! The JSON API under `/api/v1/`. `openapi.json` documents it; a test holds it against [`ROUTES`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use axum::{Json, Router};
+use serde::Serialize;
+
+use super::{Peer, access};
+use crate::admin::console::{Proxy, View};
+use crate::admin::survey::{Look, Selection};
+
+/// Longest body of a request, in bytes.
+const MAX_BODY: usize = 16 * 1024;
+/// From the end of a request's head to its answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+type Shared = Arc<dyn Proxy>;
+type Routes = [(&'static str, MethodRouter<Shared>); 3];
+
+/// What needs a right, by path.
+fn guarded() -> Routes {
+    [("/api/v1/tenants", get(tenants)), ("/api/v1/tenants/{id}", get(tenant)), ("/api/v1/instances", get(instances))]
+}
+
+/// The routes of the API, to be merged with the others.
+pub fn routes(proxy: Shared) -> Router {
+    let guarded = guarded().into_iter().fold(Router::new(), |router, (path, route)| router.route(path, route));
+    guarded
+        .layer(middleware::from_fn_with_state(proxy.clone(), guard))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .route("/api/v1/openapi.json", get(openapi))
+        .with_state(proxy)
+}
+
+/// Lets in who may, and nobody for longer than the deadline.
+async fn guard(
+    State(proxy): State<Shared>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (head, body) = request.into_parts();
+    let allowed = access::check(&proxy.view().config.load().http, peer, &head);
+    let answer = match allowed {
+        Err(refused) => refused.answer().await,
+        Ok(()) => match tokio::time::timeout(DEADLINE, next.run(Request::from_parts(head, body))).await {
+            Ok(answer) => answer,
+            Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time"),
+        },
+    };
+    ([(header::CACHE_CONTROL, "no-store"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], answer).into_response()
+}
+
+fn error(status: StatusCode, text: &str) -> Response {
+    (status, Json(serde_json::json!({ "error": text }))).into_response()
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
+}
+
+/// What `make` finds, on a thread that may take its time.
+async fn answer<T: Serialize + Send + 'static>(
+    proxy: Shared,
+    make: impl FnOnce(&Look, View<'_>) -> Option<T> + Send + 'static,
+) -> Response {
+    let made = tokio::task::spawn_blocking(move || {
+        let view = proxy.view();
+        make(&view.survey.look(view), view)
+    });
+    match made.await {
+        Ok(Some(found)) => Json(found).into_response(),
+        Ok(None) => error(StatusCode::NOT_FOUND, "there is no such tenant"),
+        Err(failure) => {
+            tracing::warn!(error = %failure, "a request to the API failed");
+            error(StatusCode::INTERNAL_SERVER_ERROR, "failed; see the log")
+        }
+    }
+}
+
+async fn tenants(State(proxy): State<Shared>, selection: Result<Query<Selection>, QueryRejection>) -> Response {
+    match selection {
+        Ok(Query(selection)) => answer(proxy, move |look, view| Some(look.tenants(&selection, view))).await,
+        Err(rejection) => error(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    }
+}
+
+async fn tenant(State(proxy): State<Shared>, Path(id): Path<String>) -> Response {
+    answer(proxy, move |look, view| look.detail(&id, view)).await
+}
+
+async fn instances(State(proxy): State<Shared>) -> Response {
+    answer(proxy, |look, view| Some(look.instances(view))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_route_is_documented_and_no_other() {
+        let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
+        assert_eq!(document["openapi"], "3.1.0");
+        let documented: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        let plain = ["/metrics", "/metrics/tenant/{id}", "/healthz", "/readyz", "/api/v1/openapi.json"];
+        let routes: BTreeSet<&str> = guarded().iter().map(|(path, _)| *path).chain(plain).collect();
+        assert_eq!(documented, routes);
+    }
+}
