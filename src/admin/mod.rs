@@ -1,5 +1,6 @@
 //! What operators ask the running process: the console as PgBouncer's; metrics, health, the API and the page over HTTP.
 
+pub mod ask;
 pub mod console;
 pub mod health;
 pub mod http;

@@ -4,15 +4,19 @@ mod check;
 pub mod demo;
 mod route;
 mod serve;
+mod top;
 mod verifier;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
+use crate::admin::ask::{Endpoint, Files};
 use crate::admin::health;
+use crate::config::Secret;
 use crate::reload::Source;
 
 /// One Postgres endpoint for all tenants; every tenant its own database.
@@ -35,12 +39,50 @@ enum Command {
     Verifier,
     /// Ask a running proxy whether it is ready; exit status 1 when not.
     Health {
-        /// The proxy's http.address.
-        #[arg(long, default_value = "127.0.0.1:9930")]
-        address: SocketAddr,
+        /// The proxy's http.address, where it speaks plain HTTP.
+        #[arg(long)]
+        address: Option<SocketAddr>,
+        #[command(flatten)]
+        endpoint: EndpointArgs,
     },
+    /// Watch a running proxy's tenants, those that hurt first; --once, or without a terminal, prints them.
+    Top(top::TopArgs),
     /// Show it all on throwaway PostgreSQL instances: three tenants, the proof, and psql lines to try.
     Demo(demo::DemoArgs),
+}
+
+/// Where a running proxy's HTTP endpoint is, and what opens its API.
+#[derive(Debug, Args)]
+struct EndpointArgs {
+    /// The proxy's HTTP endpoint, http:// or https://.
+    #[arg(long, default_value = "http://127.0.0.1:9930")]
+    url: String,
+    /// CA certificates (PEM) that vouch for the proxy's, for https.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// A client certificate (PEM) that the proxy's http.client_ca signed.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+    /// A file with the proxy's http.token; without it the environment's PGTENANT_HTTP_TOKEN is taken.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+impl EndpointArgs {
+    fn endpoint(&self) -> anyhow::Result<Endpoint> {
+        let token = match &self.token_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+                Some(Secret::new(text.trim()))
+            }
+            None => std::env::var("PGTENANT_HTTP_TOKEN").ok().map(Secret::new),
+        };
+        let certificate = self.certificate.as_deref().zip(self.key.as_deref());
+        Endpoint::new(&self.url, Files { ca: self.ca.as_deref(), certificate }, token)
+    }
 }
 
 /// Where the configuration is.
@@ -74,7 +116,11 @@ pub fn run() -> ExitCode {
         Command::Check(args) => check::run(&args.source()),
         Command::Route(args) => route::run(args),
         Command::Verifier => verifier::run(),
-        Command::Health { address } => health::health(address),
+        Command::Health { address, endpoint } => match address {
+            Some(address) => health::health(&Endpoint::at(address)),
+            None => endpoint.endpoint().and_then(|endpoint| health::health(&endpoint)),
+        },
+        Command::Top(args) => top::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {
@@ -99,8 +145,6 @@ fn told(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context as _;
-
     use super::*;
 
     #[test]

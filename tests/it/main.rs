@@ -35,4 +35,5 @@ mod session_mode;
 mod startup;
 mod state;
 mod tidy;
+mod top;
 mod transparent;

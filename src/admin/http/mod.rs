@@ -181,6 +181,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::admin::ask::Endpoint as Asked;
     use crate::admin::health::health;
 
     #[derive(Default)]
@@ -261,7 +262,7 @@ mod tests {
         let probe = Arc::new(Fake::default());
         let endpoint = Endpoint::start(probe.clone(), Bounds::default()).await;
         let address = endpoint.address;
-        let ask = || tokio::task::spawn_blocking(move || health(address));
+        let ask = || tokio::task::spawn_blocking(move || health(&Asked::at(address)));
         ask().await.unwrap().unwrap();
         *probe.reason.lock().unwrap() = Some("draining".to_owned());
         assert!(ask().await.unwrap().unwrap_err().to_string().contains("draining"));

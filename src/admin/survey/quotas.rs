@@ -22,7 +22,8 @@ mod tests {
     fn the_highest_use_is_that_of_the_closest_limit() {
         let quota = |limit, used| QuotaLine { quota: "", unit: "", limit, used, refused: 0 };
         assert_eq!(highest_use(&[]), 0.0);
-        let quotas = [quota(Some(10.0), Some(5.0)), quota(Some(4.0), Some(3.0)), quota(None, Some(9.0)), quota(Some(1.0), None)];
+        let quotas =
+            [quota(Some(10.0), Some(5.0)), quota(Some(4.0), Some(3.0)), quota(None, Some(9.0)), quota(Some(1.0), None)];
         assert_eq!(highest_use(&quotas), 0.75);
         assert_eq!(highest_use(&[quota(Some(0.0), Some(0.0))]), 0.0, "a limit of 0 is no division");
     }
