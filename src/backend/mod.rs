@@ -54,7 +54,7 @@ pub struct Backend {
     /// The session that used it last.
     last_session: u32,
     /// Notifications for its client that came while we asked for something.
-    notifications: Vec<u8>,
+    notifications: Vec<Vec<u8>>,
 }
 
 /// Why one of our own commands failed; the backend has to be closed.
@@ -128,8 +128,8 @@ impl Backend {
         self.command("ROLLBACK").await
     }
 
-    /// What came for the client while we asked for something.
-    pub fn take_notifications(&mut self) -> Vec<u8> {
+    /// What came for the client while we asked for something: whole messages.
+    pub fn take_notifications(&mut self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.notifications)
     }
 
@@ -164,7 +164,11 @@ impl Backend {
                     tag::NOTICE => keep_notice(&mut answer.notices, &payload),
                     tag::ERROR => refused = Some(CommandError::Refused(PgError::decode(&payload))),
                     tag::PARAMETER_STATUS => self.state.reported(&payload),
-                    tag::NOTIFICATION => messages::framed(&mut self.notifications, tag, &[&payload]),
+                    tag::NOTIFICATION => {
+                        let mut frame = Vec::new();
+                        messages::framed(&mut frame, tag, &[&payload]);
+                        self.notifications.push(frame);
+                    }
                     _ => {}
                 }
             }

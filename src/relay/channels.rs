@@ -159,13 +159,13 @@ fn message(input: &[u8]) -> Option<(u8, &[u8], usize)> {
     Some((header.tag, input.get(HEADER..length)?, length))
 }
 
-/// LISTEN and UNLISTEN that the client's own backend ran, while it listens on a shared one too. Whatever channel they
-/// name is that backend's from then on.
+/// UNLISTEN that the client's own backend ran, while it listens on a shared one too: it ends there as well. What both hear
+/// is told by the shared one, which was the first.
 #[derive(Debug, Default)]
 pub struct OwnChannels {
-    /// The client listens on a shared backend: only then is there anything to note.
-    pub watched: bool,
-    /// Of requests that were sent.
+    /// What the client listens to on a shared backend: only then is there anything to note.
+    shared: Vec<String>,
+    /// Of requests that were sent, LISTEN as well.
     asked: VecDeque<Option<String>>,
     /// Done in the open transaction.
     done: Vec<Option<String>>,
@@ -173,9 +173,33 @@ pub struct OwnChannels {
 }
 
 impl OwnChannels {
+    /// The client listens to this channel on a shared backend.
+    pub fn share(&mut self, channel: String) {
+        self.unshare(Some(&channel));
+        self.shared.push(channel);
+    }
+
+    /// It does no longer; none stands for all.
+    pub fn unshare(&mut self, channel: Option<&str>) {
+        match channel {
+            Some(channel) => self.shared.retain(|shared| shared != channel),
+            None => self.shared = Vec::new(),
+        }
+    }
+
+    pub fn watched(&self) -> bool {
+        !self.shared.is_empty()
+    }
+
+    /// Whether the client hears of this notification through a shared backend.
+    pub fn hears(&self, notification: &[u8]) -> bool {
+        let channel = notification.get(4..).and_then(cstr).map(|(channel, _)| channel);
+        channel.is_some_and(|channel| self.shared.iter().any(|shared| shared.as_bytes() == channel))
+    }
+
     /// A request is about to run.
     pub(super) fn asked(&mut self, look: &Look) {
-        if !self.watched || self.asked.len() + self.done.len() + self.committed.len() > MAX_CHANGES {
+        if !self.watched() || self.asked.len() + self.done.len() + self.committed.len() > MAX_CHANGES {
             return;
         }
         self.asked.extend(look.channels.iter().cloned());
@@ -187,11 +211,12 @@ impl OwnChannels {
     /// A statement was completed. ROLLBACK may be one to a savepoint: then some of what we forget was done, and the client
     /// hears more than it wants. It never hears less.
     pub(super) fn completed(&mut self, command: &[u8]) {
-        if !self.watched {
+        if !self.watched() {
             return;
         }
         match command {
-            b"LISTEN" | b"UNLISTEN" | b"DISCARD ALL" => self.done.extend(self.asked.pop_front()),
+            b"LISTEN" => drop(self.asked.pop_front()),
+            b"UNLISTEN" | b"DISCARD ALL" => self.done.extend(self.asked.pop_front()),
             b"ROLLBACK" => self.done.clear(),
             _ => {}
         }
@@ -208,7 +233,7 @@ impl OwnChannels {
         self.committed.append(&mut self.done);
     }
 
-    /// The channels that are no longer the shared backend's; none stands for all.
+    /// The channels that the client does not listen to any more; none stands for all.
     pub fn take(&mut self) -> Vec<Option<String>> {
         self.failed();
         std::mem::take(&mut self.committed)
@@ -332,13 +357,13 @@ mod tests {
         own.completed(b"UNLISTEN");
         own.settled();
         assert!(own.take().is_empty(), "nobody asks");
-        own.watched = true;
+        own.share("a".to_owned());
         // The tags that the backend answers with; a digit stands for ReadyForQuery or an error.
         for (sql, tags, expected) in [
             ("UNLISTEN a", "UNLISTEN;I", &["a"][..]),
             ("ROLLBACK; SELECT 1; UNLISTEN *; RESET ALL", "ROLLBACK;SELECT 1;UNLISTEN;RESET;I", &["*"]),
             ("DISCARD ALL", "DISCARD ALL;I", &["*"]),
-            ("BEGIN; LISTEN \"A\"; UNLISTEN b; COMMIT", "BEGIN;LISTEN;UNLISTEN;COMMIT;I", &["A", "b"]),
+            ("BEGIN; LISTEN \"A\"; UNLISTEN b; COMMIT", "BEGIN;LISTEN;UNLISTEN;COMMIT;I", &["b"]),
             ("BEGIN; UNLISTEN b; ROLLBACK; UNLISTEN c", "BEGIN;UNLISTEN;ROLLBACK;UNLISTEN;I", &["c"]),
             ("UNLISTEN b; SELECT 1/0", "UNLISTEN;E;I", &[]),
             ("BEGIN; UNLISTEN b", "BEGIN;UNLISTEN", &[]),

@@ -21,6 +21,8 @@ const DESCRIPTION_BOUND: usize = 64 * 1024;
 /// routine, too.
 const OUTDATED: &[u8] = b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0\
     Fplancache.c\0RRevalidateCachedQuery\0\0";
+/// PostgreSQL's notifications are shorter than 8,000 bytes.
+const NOTIFICATION_BOUND: usize = 16 * 1024;
 /// A CommandComplete longer than this is none of PostgreSQL's.
 const TAG_BOUND: usize = 1024;
 
@@ -241,6 +243,9 @@ impl Flow {
                 self.state.told = backend.parameters.clone();
                 // Something has set it: we may have overlooked what.
                 self.state.doubt.all_parameters |= !self.plain && self.state.doubt.is_empty();
+            }
+            (tag::NOTIFICATION, _) if self.response_rest == 0 && self.state.channels.watched() => {
+                return Ok(!self.state.channels.hears(view));
             }
             (tag::ERROR, _) => return Ok(self.error(backend, view)),
             (tag::COPY_IN | tag::COPY_BOTH, _) => self.copy_begins(),
@@ -481,6 +486,7 @@ fn bytes_needed(tag: u8) -> usize {
         tag::READY => 1,
         tag::COMMAND_COMPLETE => TAG_BOUND,
         tag::ERROR | tag::NOTICE => ERROR_VIEW,
+        tag::NOTIFICATION => NOTIFICATION_BOUND,
         tag::PARAMETER_STATUS => PARAMETER_BOUND,
         _ => 0,
     }

@@ -28,7 +28,6 @@ impl Serving {
             ChannelChange::UnlistenAll => self.unlisten(&None),
         }
         self.flow.listened(&request, self.client.received());
-        self.flow.state.channels.watched = self.listener.is_some();
         self.client.queue(&request.answer);
         let taken = self.client.take(|_| io::Result::Ok(request.length));
         taken.map(|()| true).map_err(|_| NoBackend::End(End::ClientGone))
@@ -36,13 +35,18 @@ impl Serving {
 
     async fn listen(&mut self, channel: String) -> Result<Heard, NoBackend> {
         let Serving { session, context, listener, .. } = self;
-        let heard = unless_over(session, context.hubs.listen(listener, &session.pool, channel)).await;
+        let heard = unless_over(session, context.hubs.listen(listener, &session.pool, channel.clone())).await;
         session.registration.runs_nothing().await;
-        heard?.map_err(NoBackend::Refused)
+        let heard = heard?.map_err(NoBackend::Refused)?;
+        if heard == Heard::Yes {
+            self.flow.state.channels.share(channel);
+        }
+        Ok(heard)
     }
 
     /// None stands for all channels.
     fn unlisten(&mut self, channel: &Option<String>) {
+        self.flow.state.channels.unshare(channel.as_deref());
         match (channel, &mut self.listener) {
             (Some(channel), Some(listener)) => {
                 listener.unlisten(channel);
@@ -54,15 +58,14 @@ impl Serving {
         }
     }
 
-    /// Takes over what the client's own backend has done to channels: they are no longer the shared one's.
+    /// Takes over what the client has ceased to listen to on its own backend: it does on the shared one, too.
     pub(super) fn unlisten_own(&mut self) {
-        if !self.flow.state.channels.watched {
+        if !self.flow.state.channels.watched() {
             return;
         }
         for channel in self.flow.state.channels.take() {
             self.unlisten(&channel);
         }
-        self.flow.state.channels.watched = self.listener.is_some();
     }
 }
 

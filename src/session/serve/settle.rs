@@ -9,7 +9,7 @@ use crate::backend::{Backend, CancelKey, CommandError, Doubt, Pins, Settings};
 use crate::metrics::{Label, Pin};
 use crate::pool::{Checkout, Pool};
 use crate::sessions::{PinnedTo, Session};
-use crate::wire::PgError;
+use crate::wire::{HEADER, PgError};
 
 /// A client that holds its backend, counted until it is dropped.
 pub(super) struct Pinned {
@@ -65,9 +65,10 @@ impl Serving {
             }
             checkout.state.parameters = parameters;
         }
-        let notifications = checkout.take_notifications();
-        if !notifications.is_empty() {
-            self.client.queue(&notifications);
+        for frame in checkout.take_notifications() {
+            if !self.flow.state.channels.hears(frame.get(HEADER..).unwrap_or_default()) {
+                self.client.queue(&frame);
+            }
         }
         self.flow.state.held = !pins.is_empty();
         if pins.is_empty() {
