@@ -171,10 +171,10 @@ fn any_runs(maker: &Maker<'_>, frames: &[Frame], is_like_that: impl Fn(&str) -> 
 }
 
 /// Whether the batch that these frames end with has to end here: behind DISCARD ALL the client's own parameters are back
-/// with its Sync only (docs/POOLING.md).
+/// with its Sync only, and RESET ALL is a query to a SET TRANSACTION behind it (docs/POOLING.md).
 fn has_to_end(maker: &Maker<'_>, frames: &[Frame]) -> bool {
     let batch = frames.rsplit(|frame| *frame == Frame::Sync).next().unwrap_or_default();
-    any_runs(maker, batch, |sql| sql.contains("DISCARD ALL"))
+    any_runs(maker, batch, |sql| sql.contains("DISCARD ALL") || sql.contains("RESET ALL"))
 }
 
 /// Several batches at once, each of several statements, with a Sync after most of them.
