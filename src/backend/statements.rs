@@ -22,6 +22,8 @@ pub struct Statement {
     pub tag: Option<&'static str>,
     /// The state of the schema that it is analysed with.
     pub schema: u64,
+    /// A number for the parameters that it is parsed under.
+    pub context: u64,
     /// Some backend has taken it.
     proved: AtomicBool,
 }
@@ -87,7 +89,8 @@ impl Statements {
         if known.len() == known.capacity() {
             known.retain(|_, statement| statement.strong_count() > 0);
         }
-        let statement = Arc::new(Statement { id, rest: rest.into(), look: look(), tag, schema, proved: false.into() });
+        let statement =
+            Arc::new(Statement { id, rest: rest.into(), look: look(), tag, schema, context, proved: false.into() });
         known.insert(id, Arc::downgrade(&statement));
         statement
     }

@@ -91,7 +91,8 @@ impl Flow {
     }
 
     /// Prepares a client's statement on this backend if another one has it. Gives the statement, which is a new one when the
-    /// schema has changed, and whether the client was told something of the old one that may be so no more.
+    /// schema has changed, or parameters that it would be parsed under: the old one is the same on every backend. And
+    /// whether the client was told something of the old one that may be so no more.
     pub(super) fn ensure(
         &mut self,
         backend: &mut BackendState,
@@ -99,16 +100,18 @@ impl Flow {
         statement: Arc<Statement>,
         splice: &mut Splice<'_>,
     ) -> (Arc<Statement>, bool) {
-        if self.has(backend, statement.id) || !self.is_stale(statement.schema) {
+        if self.has(backend, statement.id) {
+            return (statement, false);
+        }
+        let context = self.state.parse_context(self.session, statement.look.as_deref());
+        if statement.context == context && !self.is_stale(statement.schema) {
             self.prepare(backend, statement.id, &statement.rest, splice);
             return (statement, false);
         }
-        // Of the old one every backend that has it has the same: others may rely on that.
         if backend.prepared.is_expired(statement.id) {
             self.inject_close(Some(statement.id), splice);
         }
         let rest = self.mine.renewed(name, &statement);
-        let context = self.state.parse_context(self.session, statement.look.as_deref());
         let statement = self.shared.intern(&rest, context, statement.tag, || statement.look.clone());
         let unchecked = self.mine.renew(name, statement.clone());
         self.prepare(backend, statement.id, &statement.rest, splice);

@@ -619,3 +619,19 @@ async fn what_is_prepared_under_other_parameters_is_another_statement() {
     wire.query("COMMIT").await.unwrap();
     assert_eq!(values(&wire.exchange(&[run("again")]).await), of_day);
 }
+
+/// A client that has prepared a statement, set a parameter, and got another backend.
+#[tokio::test]
+async fn what_a_client_makes_of_a_statement_on_another_backend_is_its_own() {
+    let stage = Stage::new(&[("pool.max_backends", 2.into())]).await;
+    let (mut wire, mut other, mut holder) = (stage.client().await, stage.client().await, stage.client().await);
+    let sql = "SELECT '01/02/2024'::date - '2024-01-01'::date";
+    let run = [bind("", "s", &[]), execute("", 0), sync()].concat();
+    assert_eq!(values(&wire.exchange(&[parse("s", sql), run.clone()]).await), ["1"]);
+    wire.query("SET DateStyle = 'ISO, DMY'").await.unwrap();
+    holder.query("BEGIN; SELECT 1").await.unwrap();
+    wire.exchange(&[run.clone()]).await;
+    // On the same backend, where nothing was set.
+    assert_eq!(values(&other.exchange(&[parse("s", sql), run.clone()]).await), ["1"]);
+    assert_eq!(values(&other.exchange(&[run]).await), ["1"]);
+}

@@ -151,6 +151,13 @@ fn named(maker: &mut Maker<'_>, before: &[Frame]) -> Vec<Frame> {
         0..2 => vec![Frame::CloseStatement(name)],
         2 if !may_have_failed => vec![Frame::DescribeStatement(name)],
         3 => [vec![Frame::CloseStatement(name.clone())], prepare_and_run(maker, &name)].concat(),
+        // Nor one that another backend would read otherwise by now (docs/POOLING.md).
+        _ if maker.known.misread.contains(&name)
+            || sql.as_deref().is_some_and(statements::is_read_by_parameters)
+                && any_runs(maker, before, statements::changes_reading) =>
+        {
+            vec![Frame::CloseStatement(name)]
+        }
         _ if sql.is_some() != usual => prepare_and_run(maker, &name),
         _ => run(maker, &name, statements::values(sql.as_deref().unwrap_or_default())),
     }

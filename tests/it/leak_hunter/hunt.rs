@@ -89,6 +89,8 @@ pub struct Known {
     pub sequences: bool,
     /// Prepared statements by name, as far as is known without looking.
     pub statements: BTreeMap<String, String>,
+    /// Names of those whose strings another backend would read otherwise by now.
+    pub misread: BTreeSet<String>,
     /// Names of those that may pin when they run.
     risky: BTreeSet<String>,
     /// Names of those that may advance a sequence.
@@ -101,9 +103,27 @@ impl Known {
         self.in_transaction || !self.pins.is_empty() || self.suspected || self.doubtful || self.sequences
     }
 
+    /// Notes which statements would be read otherwise from now on.
+    fn note_reading(&mut self, frame: &Frame) {
+        let sql = match frame {
+            Frame::Bind { name, .. } => self.statements.get(name).map(String::as_str),
+            frame => frame.sql(),
+        };
+        if sql.is_some_and(statements::changes_reading) {
+            let read = self.statements.iter().filter(|(_, sql)| statements::is_read_by_parameters(sql));
+            self.misread.extend(read.map(|(name, _)| name.clone()));
+        }
+        match frame {
+            Frame::Parse { name, .. } if !self.statements.contains_key(name) => drop(self.misread.remove(name)),
+            Frame::CloseStatement(name) => drop(self.misread.remove(name)),
+            _ => {}
+        }
+    }
+
     fn note(&mut self, frames: &[Frame], answers: &[Message], status: char) {
         (self.in_transaction, self.failed) = (status != 'I', status == 'E');
         for frame in frames {
+            self.note_reading(frame);
             match frame {
                 Frame::Parse { name, sql } => {
                     if statements::may_pin(sql) {

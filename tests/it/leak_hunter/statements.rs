@@ -26,6 +26,30 @@ pub fn is_doubtful(sql: &str) -> bool {
     set_config || ["do $$", "call ", "hidden", "||", ", note, false"].iter().any(|word| sql.contains(word))
 }
 
+/// Whether it has a string that is read by the session's parameters, when it is prepared.
+pub fn is_read_by_parameters(sql: &str) -> bool {
+    ["/2024", "timestamptz '", "\\'"].iter().any(|literal| sql.contains(literal))
+}
+
+/// Whether it may change those parameters.
+pub fn changes_reading(sql: &str) -> bool {
+    let sql = sql.to_lowercase();
+    let words = [
+        "datestyle",
+        "timezone",
+        "time zone",
+        "standard_conforming",
+        "reset all",
+        "discard all",
+        "do $$",
+        "set_config($",
+        "set_config(name",
+        "rollback",
+        "abort",
+    ];
+    words.iter().any(|word| sql.contains(word))
+}
+
 /// Values for the parameters of a statement.
 pub fn values(sql: &str) -> Vec<Option<String>> {
     let values = WITH_VALUES.iter().find(|(text, _)| *text == sql).map_or(&[][..], |(_, values)| values);
