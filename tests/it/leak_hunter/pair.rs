@@ -137,7 +137,8 @@ impl Pair {
     }
 
     /// Compares the notifications so far. PostgreSQL sends them to an idle session on its own, and at the latest before
-    /// it looks at the next message; the client's may take a while.
+    /// it looks at the next message; the client's may take a while. Those of one channel come in their order; who listens in
+    /// both ways hears from two backends (docs/POOLING.md).
     pub async fn compare_notifications(&mut self) -> Result<(), Difference> {
         if self.twin.status == 'I' && !self.twin.ended {
             self.twin.say(&[Frame::Sync]).await;
@@ -149,6 +150,10 @@ impl Pair {
         }
         let [client, twin] = [&mut self.client, &mut self.twin].map(|side| std::mem::take(&mut side.notifications));
         let client = [client, answer.lines()].concat();
+        let [client, twin] = [client, twin].map(|mut told| {
+            told.sort_by(|one, other| one.split(' ').next().cmp(&other.split(' ').next()));
+            told
+        });
         if client == twin { Ok(()) } else { Err(Difference::between("what was notified", &client, &twin)) }
     }
 
