@@ -73,6 +73,11 @@ impl InFlight {
         !self.contains(statement)
     }
 
+    /// Whether an earlier batch changes this statement, and is not answered.
+    pub fn is_of_earlier_batch(&self, statement: Option<StatementId>) -> bool {
+        self.changes.iter().any(|change| change.what == What::Statement(statement) && change.batch != self.batch)
+    }
+
     /// Whether an error in an earlier batch could still undo what this one relies on, or it is about to be dropped.
     pub fn is_unsure(&self, statement: Option<StatementId>) -> bool {
         let concerns = |what: &What| *what == What::Statement(statement) || (statement.is_some() && *what == What::All);

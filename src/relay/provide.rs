@@ -69,8 +69,10 @@ impl Flow {
             self.retry_names.push(name.into());
         }
         let there = backend.prepared.touch(id);
-        // In a failed transaction most are refused, which the backend knows.
-        if there && self.status != TransactionStatus::Failed {
+        // In a failed transaction most are refused, which the backend knows; and where it was only sent, under another of
+        // the client's names, it may be passed over.
+        let sure = self.status != TransactionStatus::Failed && !self.in_flight.is_of_earlier_batch(Some(id));
+        if there && sure {
             self.extended(Expected::KnownParse(name.into()));
         } else {
             if there || backend.prepared.is_expired(id) {

@@ -663,6 +663,10 @@ async fn a_batch_behind_one_that_fails_finds_the_names_as_they_are() {
     assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'two'"), sync()]]).await, ["34000"]);
     assert_eq!(values(&wire.exchange(&[again("s")]).await), ["two"]);
     assert_eq!(values(&other.exchange(&[parse("s", "SELECT 'one'"), again("s")]).await), ["one"]);
+    // Another name for the same text.
+    let batches = [fails.clone(), parse("u", "SELECT 'seven'"), sync()];
+    assert_eq!(two(&mut wire, [&batches, &[parse("v", "SELECT 'seven'"), again("v")]]).await, ["34000"]);
+    assert_eq!(values(&wire.exchange(&[again("v")]).await), ["seven"]);
     // Not closed, so that it is taken, and can be run.
     let batches = [fails.clone(), close_statement("s"), sync()];
     assert_eq!(two(&mut wire, [&batches, &[parse("s", "SELECT 'three'"), sync()]]).await, ["34000", "42P05"]);
