@@ -233,8 +233,6 @@ pub struct Flow {
     pub(super) restores: bool,
     /// When statements were sent that drop all prepared ones, and are not answered yet.
     pub(super) drops: VecDeque<u64>,
-    /// Something was executed since the last Sync.
-    pub(super) executes: bool,
     /// Portals of statements whose command tag is not what the client expects.
     pub(super) portals: Vec<(Box<[u8]>, &'static str)>,
     /// What the backend cannot do because a statement's plan is out of date.
@@ -287,7 +285,6 @@ impl Flow {
             ahead_failed: None,
             restores: false,
             drops: VecDeque::new(),
-            executes: false,
             portals: Vec::new(),
             retry: Retry::No,
             retry_names: Vec::new(),

@@ -194,7 +194,6 @@ impl Flow {
             frontend::CLOSE => return self.close(backend, message, splice),
             frontend::EXECUTE => {
                 self.figures.queries += 1;
-                self.executes = true;
                 let tag = self.portal_tag(message.view);
                 self.extended(Expected::Execute(tag));
             }
@@ -291,9 +290,7 @@ impl Flow {
                 self.drops.push_back(self.mine.clock());
                 self.in_flight.sent_drop();
             }
-            // In a transaction, or behind another statement in its batch, it fails.
-            let works = self.status == TransactionStatus::Idle && !self.executes;
-            self.restores |= works && look.alone == Some(Alone::DiscardAll);
+            self.restores |= look.alone == Some(Alone::DiscardAll);
         }
         if self.counts_advance(text) {
             self.state.advances_sequence();
@@ -350,7 +347,6 @@ impl Flow {
         // During COPY IN the backend ignores it (PostgreSQL manual, 55.2.6).
         if !self.copy_in {
             self.batch = Batch::Synced;
-            self.executes = false;
             self.end_batch();
             self.expected.push_back(Expected::Sync);
         }

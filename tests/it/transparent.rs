@@ -139,6 +139,13 @@ async fn a_reset_goes_back_to_what_the_client_began_with() {
         (wire.value("SHOW TimeZone").await.as_str(), wire.parameters["TimeZone"].as_str()),
         ("Asia/Tokyo", "Asia/Tokyo")
     );
+    // Behind the end of a transaction, in the same write.
+    wire.query("SET TimeZone = 'UTC'").await.unwrap();
+    wire.query("BEGIN; SELECT 1").await.unwrap();
+    wire.send(&[query("COMMIT"), query("DISCARD ALL")].concat()).await.unwrap();
+    wire.read_until_ready().await.unwrap();
+    assert_eq!(tags(&wire.read_until_ready().await.unwrap()), "CSZ");
+    assert_eq!(wire.parameters["TimeZone"], "Asia/Tokyo");
     // What was sent right behind a reset of everything waits until the client's parameters are back.
     wire.send(&[query(all), query("DISCARD ALL"), query(settings)].concat()).await.unwrap();
     wire.read_until_ready().await.unwrap();
