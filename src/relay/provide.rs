@@ -69,10 +69,8 @@ impl Flow {
             self.retry_names.push(name.into());
         }
         let there = backend.prepared.touch(id);
-        // In a failed transaction most are refused, which the backend knows; and where it was only sent, under another of
-        // the client's names, it may be passed over.
-        let sure = self.status != TransactionStatus::Failed && !self.in_flight.is_of_earlier_batch(Some(id));
-        if there && sure {
+        // Where it was only sent, under another of the client's names, it may be passed over.
+        if there && !self.may_have_failed() && !self.in_flight.is_of_earlier_batch(Some(id)) {
             self.extended(Expected::KnownParse(name.into()));
         } else {
             if there || backend.prepared.is_expired(id) {
@@ -85,6 +83,15 @@ impl Flow {
             self.extended(Expected::Parse(ParseNote::Named(name.into(), id)));
         }
         self.mine.insert(name, statement);
+    }
+
+    /// Whether the client may be in a failed transaction, in which most statements are refused: the backend knows.
+    fn may_have_failed(&self) -> bool {
+        match self.status {
+            TransactionStatus::Failed => true,
+            TransactionStatus::InTransaction => self.mine.is_behind(),
+            TransactionStatus::Idle => self.mine.is_behind() && self.state.begins,
+        }
     }
 
     /// Whether this backend has a statement, whatever becomes of what is under way; counts as a use.

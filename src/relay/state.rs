@@ -8,7 +8,7 @@ use super::channels::OwnChannels;
 use super::replaced::Replaced;
 use crate::backend::{Doubt, Parameters, Pins, Settings, set_command, set_config};
 use crate::metrics::Pin;
-use crate::sql::{Look, Marks, Reset};
+use crate::sql::{Alone, Look, Marks, Reset};
 
 /// More names than these are asked for all together.
 const MAX_NAMES: usize = 32;
@@ -45,6 +45,8 @@ pub struct SessionState {
     pub local: bool,
     /// Counts what makes this session's statements differ from those of the same text before.
     own: u64,
+    /// What is under way may have begun a transaction.
+    pub begins: bool,
     /// Counts what may have advanced a sequence, and how much of it stood before each DISCARD that is under way.
     advances: u64,
     discards: VecDeque<u64>,
@@ -104,6 +106,7 @@ impl SessionState {
             }
         }
         self.opaque |= marks.contains(Marks::OPAQUE);
+        self.begins |= look.alone == Some(Alone::Begin) || marks.contains(Marks::TRANSACTION);
         self.local |= marks.contains(Marks::LOCAL);
         let changes = Marks::PARAMETERS | Marks::OPAQUE | Marks::LOCAL | Marks::EXECUTE;
         if marks.intersects(changes) || !look.parameters.is_empty() {
@@ -130,6 +133,7 @@ impl SessionState {
     /// Nothing is under way.
     pub fn at_rest(&mut self) {
         self.discards.clear();
+        self.begins = false;
     }
 
     /// What is prepared from now on may be read otherwise than the same text before.

@@ -691,7 +691,11 @@ async fn a_failed_transaction_prepares_only_what_ends_it() {
     for (name, sql) in [("a", "SELECT 1"), ("b", "ROLLBACK")] {
         assert_eq!(tags(&wire.exchange(&[parse(name, sql), sync()]).await), "1Z");
     }
-    wire.query("BEGIN; SELECT 1/0").await.unwrap_err();
+    // Begun and failed in the same write.
+    wire.send(&[query("BEGIN"), query("SELECT 1/0"), parse("c", "SELECT 1"), sync()].concat()).await.unwrap();
+    wire.read_until_ready().await.unwrap();
+    wire.read_until_ready().await.unwrap();
+    assert_eq!(sqlstates(&wire.read_until_ready().await.unwrap()), ["25P02"]);
     assert_eq!(sqlstates(&wire.exchange(&[parse("c", "SELECT 1"), sync()]).await), ["25P02"]);
     let messages = wire.exchange(&[parse("d", "ROLLBACK"), bind("", "d", &[]), execute("", 0), sync()]).await;
     assert_eq!(tags(&messages), "12CZ");
