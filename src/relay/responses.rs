@@ -71,6 +71,10 @@ impl Flow {
             if ahead {
                 self.answers_ours(backend, header.tag, view, at..end, splice)?;
             } else if self.response(backend, header.tag, view)? && self.passes() {
+                // What was kept back for a DISCARD ALL that has failed.
+                if header.tag == tag::READY && !self.plain && !Arc::ptr_eq(&self.state.told, &backend.parameters) {
+                    self.tell(backend, splice.insert());
+                }
                 self.forward(header.tag, view, at, end, splice);
             }
             at = end;

@@ -139,6 +139,11 @@ async fn a_reset_goes_back_to_what_the_client_began_with() {
         (wire.value("SHOW TimeZone").await.as_str(), wire.parameters["TimeZone"].as_str()),
         ("Asia/Tokyo", "Asia/Tokyo")
     );
+    wire.query("SET TimeZone = 'UTC'").await.unwrap();
+    wire.query("BEGIN; SET TimeZone = 'America/Lima'").await.unwrap();
+    assert_eq!(tags(&wire.exchange(&[query("DISCARD ALL")]).await), "ESZ");
+    assert_eq!(wire.parameters["TimeZone"], "UTC", "rolled back");
+    wire.query("ROLLBACK").await.unwrap();
     // Behind the end of a transaction, in the same write.
     wire.query("SET TimeZone = 'UTC'").await.unwrap();
     wire.query("BEGIN; SELECT 1").await.unwrap();
