@@ -179,6 +179,8 @@ impl Flow {
     fn response(&mut self, backend: &mut BackendState, tag: u8, view: &[u8]) -> Result<bool, ReadFault> {
         match (tag, self.expected.front()) {
             (tag::DATA_ROW | tag::COPY_DATA, _) => {}
+            // It has heard this when it prepared the statement itself.
+            (tag::NOTICE, Some(Expected::InjectedParse(_))) if self.response_rest == 0 => return Ok(false),
             (tag::PARSE_COMPLETE, Some(Expected::InjectedParse(statement)))
             | (tag::CLOSE_COMPLETE, Some(Expected::InjectedClose(statement))) => {
                 let statement = *statement;

@@ -293,6 +293,18 @@ fn a_taken_name_is_refused_by_the_backend() {
 }
 
 #[test]
+fn a_warning_comes_once_however_often_the_statement_is_prepared() {
+    let mut line = Line::new();
+    let warning = (b'N', &b"SWARNING\0C22P06\0\0"[..]);
+    line.client(&all(&[(b'P', b"a\0SELECT '\\x'\0\0\0"), SYNC]));
+    assert_eq!(line.server(&[warning, (b'1', b""), READY]), all(&[warning, (b'1', b""), READY]));
+    line.switch_backend(&mut BackendState::default());
+    line.client(&all(&[(b'B', b"\0a\0\0\0\0\0\0\0"), (b'E', b"\0\0\0\0\0"), SYNC]));
+    let answers = [(b'2', &b""[..]), (b'C', b"SELECT 1\0"), READY];
+    assert_eq!(line.server(&[&[warning, (b'1', b"")], &answers[..]].concat()), all(&answers));
+}
+
+#[test]
 fn copy_in_by_simple_query() {
     let mut line = Line::new();
     line.client(&message(b'Q', b"COPY t FROM STDIN\0"));
