@@ -78,8 +78,8 @@ pub(super) enum Expected {
     Outdated,
     /// With the command tag that the client expects, where it is another.
     Execute(Option<&'static str>),
-    /// CloseComplete for a portal, or for a name that is not one of ours.
-    Close,
+    /// CloseComplete for a portal, or for a name that is not one of ours; true for the unnamed statement.
+    Close(bool),
     /// CloseComplete that the client knows nothing of.
     InjectedClose(Option<StatementId>),
     /// CloseComplete that we answer ourselves: other clients may use the statement.
@@ -502,8 +502,10 @@ impl Flow {
             Expected::KnownClose(name, statement) | Expected::Renewed(name, statement) => {
                 self.mine.undo_remove(&name, statement);
             }
-            // Either may have been meant to drop the unnamed statement.
-            Expected::Close | Expected::Query | Expected::Restored(_) => backend.unnamed = Some(UnnamedOwner::SOMEBODY),
+            // They were meant to drop the unnamed statement.
+            Expected::Close(true) | Expected::Query | Expected::Restored(_) => {
+                backend.unnamed = Some(UnnamedOwner::SOMEBODY)
+            }
             _ => {}
         }
     }

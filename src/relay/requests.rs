@@ -183,7 +183,7 @@ impl Flow {
             frontend::PARSE if self.plain => self.extended(Expected::Parse(ParseNote::Plain)),
             frontend::BIND if self.plain => self.extended(Expected::Bind(None)),
             frontend::DESCRIBE if self.plain => self.extended(Expected::Describe(None)),
-            frontend::CLOSE if self.plain => self.extended(Expected::Close),
+            frontend::CLOSE if self.plain => self.extended(Expected::Close(false)),
             frontend::QUERY if self.plain => {
                 self.figures.queries += 1;
                 self.expected.push_back(Expected::Query);
@@ -553,7 +553,7 @@ impl Flow {
                 return Ok(());
             }
         }
-        self.extended(Expected::Close);
+        self.extended(Expected::Close(named_statement(message)? == Some(b"")));
         splice.pass(message.at, message.end);
         Ok(())
     }

@@ -205,7 +205,7 @@ impl Flow {
                 }
             }
             (tag::BIND_COMPLETE, Some(Expected::Bind(_)))
-            | (tag::CLOSE_COMPLETE, Some(Expected::Close))
+            | (tag::CLOSE_COMPLETE, Some(Expected::Close(_)))
             | (tag::EMPTY_QUERY | tag::PORTAL_SUSPENDED, Some(Expected::Execute(_))) => {
                 self.expected.pop_front();
             }

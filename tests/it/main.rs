@@ -28,6 +28,7 @@ mod page;
 mod pgbench;
 mod pooling;
 mod prepared;
+mod prepared_pipelines;
 mod relay;
 mod reload;
 mod routing;

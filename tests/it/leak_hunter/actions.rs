@@ -262,7 +262,7 @@ fn part(maker: &mut Maker<'_>) -> Vec<Frame> {
     match maker.random.below(4) {
         0 => vec![Frame::Parse { name: String::new(), sql }, Frame::Sync],
         1 => [run(maker, "", values), vec![Frame::Sync]].concat(),
-        2 => vec![Frame::Sync],
-        _ => vec![Frame::DescribeStatement(String::new()), Frame::Sync],
+        3 if !maker.known.failed => vec![Frame::DescribeStatement(String::new()), Frame::Sync],
+        _ => vec![Frame::Sync],
     }
 }
