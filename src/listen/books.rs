@@ -41,6 +41,8 @@ struct Channel<M> {
 enum Command<M, W> {
     Listen(String, Member, M, W),
     Unlisten(String),
+    /// Nothing: what was notified before is here when it is answered.
+    Nothing(W),
 }
 
 impl<M, W> Default for Books<M, W> {
@@ -71,6 +73,18 @@ impl<M, W> Books<M, W> {
         Ok(())
     }
 
+    /// Somebody wants to know when all has come that was notified before.
+    ///
+    /// # Errors
+    /// The backend goes, or is gone.
+    pub fn ask_for_all(&mut self, waiter: W) -> Result<(), NoPlace> {
+        if self.closed {
+            return Err(NoPlace::Closed);
+        }
+        self.unsent.push_back(Command::Nothing(waiter));
+        Ok(())
+    }
+
     /// A client no longer wants to listen. If its command was sent already, its waiter is seen to wait no longer.
     pub fn leave(&mut self, channel: &str, member: Member) {
         let Some(known) = self.channels.get_mut(channel) else { return };
@@ -94,11 +108,12 @@ impl<M, W> Books<M, W> {
     /// The next command for the backend. Answers come in the same order, to [`Books::answered`].
     pub fn next_command(&mut self) -> Option<String> {
         let command = self.unsent.pop_front()?;
-        let (verb, channel) = match &command {
-            Command::Listen(channel, ..) => ("LISTEN", channel),
-            Command::Unlisten(channel) => ("UNLISTEN", channel),
+        let about = |verb: &str, channel: &str| format!("{verb} \"{}\"", channel.replace('"', "\"\""));
+        let sql = match &command {
+            Command::Listen(channel, ..) => about("LISTEN", channel),
+            Command::Unlisten(channel) => about("UNLISTEN", channel),
+            Command::Nothing(_) => String::new(),
         };
-        let sql = format!("{verb} \"{}\"", channel.replace('"', "\"\""));
         self.sent.push_back(command);
         Some(sql)
     }
@@ -107,6 +122,7 @@ impl<M, W> Books<M, W> {
     pub fn answered(&mut self, succeeded: bool, waits: impl Fn(&W) -> bool) -> Option<W> {
         match self.sent.pop_front()? {
             Command::Unlisten(_) => None,
+            Command::Nothing(waiter) => Some(waiter),
             Command::Listen(channel, member, mail, waiter) => {
                 if let Some(known) = self.channels.get_mut(&channel) {
                     known.asked -= 1;
@@ -142,7 +158,7 @@ impl<M, W> Books<M, W> {
         let channels = std::mem::take(&mut self.channels);
         let commands = self.sent.drain(..).chain(self.unsent.drain(..));
         let waiters = commands.filter_map(|command| match command {
-            Command::Listen(.., waiter) => Some(waiter),
+            Command::Listen(.., waiter) | Command::Nothing(waiter) => Some(waiter),
             Command::Unlisten(_) => None,
         });
         let waiters = waiters.collect();
@@ -236,10 +252,27 @@ mod tests {
         books.ask("y", A, 'a', 2).unwrap();
         books.next_command().unwrap();
         books.ask("x", B, 'b', 3).unwrap();
-        assert_eq!(books.close(), (vec!['a'], vec![2, 3]));
-        assert_eq!(books.ask("x", A, 'a', 4), Err(NoPlace::Closed));
+        books.ask_for_all(4).unwrap();
+        assert_eq!(books.close(), (vec!['a'], vec![2, 3, 4]));
+        assert_eq!((books.ask("x", A, 'a', 4), books.ask_for_all(4)), (Err(NoPlace::Closed), Err(NoPlace::Closed)));
         books.leave("x", A);
         assert_eq!(books.next_command(), None);
+    }
+
+    #[test]
+    fn a_command_that_does_nothing_tells_that_all_is_here() {
+        let mut books = Plain::default();
+        books.ask("x", A, 'a', 1).unwrap();
+        books.next_command().unwrap();
+        books.ask_for_all(2).unwrap();
+        assert_eq!((books.next_command(), books.next_command()), (Some(String::new()), None));
+        assert_eq!((books.answered(true, |_| true), heard(&books, "x")), (Some(1), "a".into()));
+        books.leave("x", A);
+        assert!(!books.close_if_idle());
+        assert_eq!(
+            (books.answered(true, |_| true), books.next_command().as_deref()),
+            (Some(2), Some("UNLISTEN \"x\""))
+        );
     }
 
     #[test]

@@ -61,6 +61,17 @@ impl Hub {
         Ok(answer)
     }
 
+    /// Asks whether all that was notified before is here; the answer comes behind it.
+    ///
+    /// # Errors
+    /// This hub has ended.
+    pub fn ask_for_all(&self) -> Result<Answer, NoPlace> {
+        let (waiter, answer) = oneshot::channel();
+        self.books().ask_for_all(waiter)?;
+        self.changed.wake();
+        Ok(answer)
+    }
+
     /// The client no longer wants to listen to this channel.
     pub fn leave(&self, channel: &str, mailbox: &Arc<Mailbox>) {
         self.books().leave(channel, member(mailbox));

@@ -66,6 +66,13 @@ impl Mailbox {
         if waiting.bytes <= CROWDED || waiting.waited_for { Poll::Ready(()) } else { Poll::Pending }
     }
 
+    /// Takes out what the client shall not hear any more: `keeps` is asked about each.
+    pub fn retain(&self, keeps: impl Fn(&Bytes) -> bool) {
+        let mut waiting = self.waiting();
+        waiting.frames.retain(keeps);
+        waiting.bytes = waiting.frames.iter().map(|frame| frame.len() + COST).sum();
+    }
+
     /// Nobody waits any longer for a client that does not make room.
     pub fn stop_waiting(&self) {
         self.waiting().waited_for = true;
@@ -150,6 +157,8 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         let mailbox = Mailbox::default();
         mailbox.put(&Bytes::from_static(b"A"));
+        mailbox.put(&Bytes::from_static(b"C"));
+        mailbox.retain(|frame| frame != "C");
         mailbox.end(PgError::fatal("57P01", "gone"));
         mailbox.put(&Bytes::from_static(b"B"));
         assert_eq!(mailbox.poll_ended(&mut cx), Ok(()));

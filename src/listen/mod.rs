@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use crate::metrics::Held;
 use crate::pool::Pool;
-use crate::wire::{PgError, sqlstate};
+use crate::wire::{HEADER, PgError, cstr, sqlstate};
 use books::NoPlace;
 use hub::{Answer, Hub};
 use mailbox::Mailbox;
@@ -189,6 +189,23 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Waits until all is here that was notified before; the client can hear it. If the backend is lost, it hears of that.
+    pub fn all_is_here(&self) -> impl Future<Output = ()> + use<> {
+        let asked = self.hub.ask_for_all();
+        async move {
+            if let Ok(answer) = asked {
+                let _ = answer.await;
+            }
+        }
+    }
+
+    /// Takes out what has come on this channel.
+    pub fn drop_waiting(&self, channel: &str) {
+        let is_of =
+            |frame: &Bytes| frame.get(HEADER + 4..).and_then(cstr).map(|(it, _)| it) == Some(channel.as_bytes());
+        self.mailbox.retain(|frame| !is_of(frame));
+    }
+
     pub fn unlisten(&mut self, channel: &str) {
         if self.channels.remove(channel) {
             self.hub.leave(channel, &self.mailbox);

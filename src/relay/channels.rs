@@ -159,17 +159,34 @@ fn message(input: &[u8]) -> Option<(u8, &[u8], usize)> {
     Some((header.tag, input.get(HEADER..length)?, length))
 }
 
-/// UNLISTEN that the client's own backend ran, while it listens on a shared one too: it ends there as well. What both hear
-/// is told by the shared one, which was the first.
+/// What LISTEN and UNLISTEN on the client's own backend change, while it listens on a shared one too. UNLISTEN ends that there
+/// as well; a channel that both listen to is told by the shared one, which was the first.
 #[derive(Debug, Default)]
 pub struct OwnChannels {
     /// What the client listens to on a shared backend: only then is there anything to note.
     shared: Vec<String>,
-    /// Of requests that were sent, LISTEN as well.
-    asked: VecDeque<Option<String>>,
+    /// By requests that were sent.
+    asked: VecDeque<OwnChange>,
     /// Done in the open transaction.
-    done: Vec<Option<String>>,
-    committed: Vec<Option<String>>,
+    done: Vec<OwnChange>,
+    committed: Vec<OwnChange>,
+}
+
+#[derive(Debug)]
+struct OwnChange {
+    /// None stands for all.
+    channel: Option<String>,
+    /// Nothing else is in its request.
+    alone: bool,
+    listens: bool,
+}
+
+/// A channel of the shared backend that the client does not listen to any more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ceased {
+    pub channel: String,
+    /// It ended by a request of its own outside of transaction blocks: what was sent before that is still heard.
+    pub alone: bool,
 }
 
 impl OwnChannels {
@@ -187,6 +204,10 @@ impl OwnChannels {
         }
     }
 
+    pub fn shares(&self, channel: &str) -> bool {
+        self.shared.iter().any(|shared| shared == channel)
+    }
+
     pub fn watched(&self) -> bool {
         !self.shared.is_empty()
     }
@@ -202,21 +223,26 @@ impl OwnChannels {
         if !self.watched() || self.asked.len() + self.done.len() + self.committed.len() > MAX_CHANGES {
             return;
         }
-        self.asked.extend(look.channels.iter().cloned());
+        let alone = look.alone.is_some();
+        let change = |channel| OwnChange { channel, alone, listens: false };
+        self.asked.extend(look.channels.iter().cloned().map(change));
         if look.marks.contains(Marks::DISCARD_ALL) {
-            self.asked.push_back(None);
+            self.asked.push_back(change(None));
         }
     }
 
-    /// A statement was completed. ROLLBACK may be one to a savepoint: then some of what we forget was done, and the client
-    /// hears more than it wants. It never hears less.
-    pub(super) fn completed(&mut self, command: &[u8]) {
+    /// A statement was completed; `outside` of transaction blocks. ROLLBACK may be one to a savepoint: then some of what we
+    /// forget was done, and the client hears more than it wants. It never hears less.
+    pub(super) fn completed(&mut self, command: &[u8], outside: bool) {
         if !self.watched() {
             return;
         }
         match command {
-            b"LISTEN" => drop(self.asked.pop_front()),
-            b"UNLISTEN" | b"DISCARD ALL" => self.done.extend(self.asked.pop_front()),
+            b"LISTEN" | b"UNLISTEN" | b"DISCARD ALL" => {
+                let change = self.asked.pop_front();
+                let listens = command == b"LISTEN";
+                self.done.extend(change.map(|it| OwnChange { alone: it.alone && outside, listens, ..it }));
+            }
             b"ROLLBACK" => self.done.clear(),
             _ => {}
         }
@@ -233,10 +259,16 @@ impl OwnChannels {
         self.committed.append(&mut self.done);
     }
 
-    /// The channels that the client does not listen to any more; none stands for all.
-    pub fn take(&mut self) -> Vec<Option<String>> {
+    /// The channels of the shared backend that the client does not listen to any more.
+    pub fn take(&mut self) -> Vec<Ceased> {
         self.failed();
-        std::mem::take(&mut self.committed)
+        let committed = std::mem::take(&mut self.committed);
+        let last = |channel: &str| {
+            let is_meant = |change: &&OwnChange| change.channel.as_deref().is_none_or(|it| it == channel);
+            committed.iter().rev().find(is_meant).filter(|change| !change.listens)
+        };
+        let ceased = |channel: &String| last(channel).map(|it| Ceased { channel: channel.clone(), alone: it.alone });
+        self.shared.iter().filter_map(ceased).collect()
     }
 }
 
@@ -350,26 +382,35 @@ mod tests {
     fn what_the_own_backend_did_counts_once_it_is_committed() {
         let mut own = OwnChannels::default();
         let look = |sql: &str| sql::look(sql.as_bytes(), true).unwrap();
-        let names = |channels: Vec<Option<String>>| -> Vec<String> {
-            channels.into_iter().map(|channel| channel.unwrap_or_else(|| "*".into())).collect()
+        let names = |channels: Vec<Ceased>| -> Vec<String> {
+            let mut names: Vec<String> =
+                channels.into_iter().map(|it| it.channel + if it.alone { "!" } else { "" }).collect();
+            names.sort_unstable();
+            names
         };
         own.asked(&look("UNLISTEN a"));
-        own.completed(b"UNLISTEN");
+        own.completed(b"UNLISTEN", true);
         own.settled();
         assert!(own.take().is_empty(), "nobody asks");
-        own.share("a".to_owned());
-        // The tags that the backend answers with; a digit stands for ReadyForQuery or an error.
+        ["a", "b", "c"].into_iter().for_each(|channel| own.share(channel.to_owned()));
+        let mut outside = true;
+        // The tags that the backend answers with; a capital stands for ReadyForQuery (T within a transaction) or an error.
         for (sql, tags, expected) in [
-            ("UNLISTEN a", "UNLISTEN;I", &["a"][..]),
-            ("ROLLBACK; SELECT 1; UNLISTEN *; RESET ALL", "ROLLBACK;SELECT 1;UNLISTEN;RESET;I", &["*"]),
-            ("DISCARD ALL", "DISCARD ALL;I", &["*"]),
+            ("UNLISTEN a", "UNLISTEN;I", &["a!"][..]),
+            ("ROLLBACK; SELECT 1; UNLISTEN *; RESET ALL", "ROLLBACK;SELECT 1;UNLISTEN;RESET;I", &["a", "b", "c"]),
+            ("DISCARD ALL", "DISCARD ALL;I", &["a!", "b!", "c!"]),
             ("BEGIN; LISTEN \"A\"; UNLISTEN b; COMMIT", "BEGIN;LISTEN;UNLISTEN;COMMIT;I", &["b"]),
             ("BEGIN; UNLISTEN b; ROLLBACK; UNLISTEN c", "BEGIN;UNLISTEN;ROLLBACK;UNLISTEN;I", &["c"]),
             ("UNLISTEN b; SELECT 1/0", "UNLISTEN;E;I", &[]),
-            ("BEGIN; UNLISTEN b", "BEGIN;UNLISTEN", &[]),
+            ("UNLISTEN *; LISTEN b", "UNLISTEN;LISTEN;I", &["a", "c"]),
+            ("LISTEN b; UNLISTEN b; UNLISTEN z", "LISTEN;UNLISTEN;UNLISTEN;I", &["b"]),
+            ("BEGIN; UNLISTEN b", "BEGIN;UNLISTEN;T", &[]),
             ("ROLLBACK", "ROLLBACK;I", &[]),
             ("UNLISTEN a", "I", &[]),
-            ("UNLISTEN b", "UNLISTEN;I", &["b"]),
+            ("BEGIN", "BEGIN;T", &[]),
+            ("UNLISTEN a", "UNLISTEN;T", &[]),
+            ("COMMIT", "COMMIT;I", &["a"]),
+            ("UNLISTEN b", "UNLISTEN;I", &["b!"]),
         ] {
             if let Some(look) = sql::look(sql.as_bytes(), true) {
                 own.asked(&look);
@@ -377,11 +418,13 @@ mod tests {
             for tag in tags.split(';') {
                 match tag {
                     "I" => own.settled(),
+                    "T" => {}
                     "E" => own.failed(),
-                    tag => own.completed(tag.as_bytes()),
+                    tag => own.completed(tag.as_bytes(), outside),
                 }
             }
-            if tags.ends_with('I') {
+            outside = tags.ends_with('I');
+            if outside {
                 assert_eq!(names(own.take()), expected, "{sql}");
             }
         }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 pub use bounds::QUERY_BOUND;
-pub use channels::{ChannelChange, ListenRequest};
+pub use channels::{Ceased, ChannelChange, ListenRequest};
 pub use flow::{ClientFault, Figures, Flow, FlowLimits, TransactionStatus};
 pub use splice::Splice;
 pub use state::SessionState;

@@ -301,7 +301,7 @@ impl Flow {
 
     fn command_complete(&mut self, backend: &mut BackendState, view: &[u8]) {
         let command = view.strip_suffix(b"\0").unwrap_or(view);
-        self.state.channels.completed(command);
+        self.state.channels.completed(command, self.status == TransactionStatus::Idle);
         match command {
             b"DISCARD ALL" | b"DEALLOCATE ALL" => {
                 let sent = self.drops.pop_front().unwrap_or(u64::MAX);

@@ -298,7 +298,7 @@ impl Serving {
             Ok(Outcome::Free) => {
                 self.session.registration.runs_nothing().await;
                 checkout.at_rest();
-                self.unlisten_own();
+                self.unlisten_own().await?;
                 self.settle(checkout, now).await
             }
             Ok(Outcome::Terminated) => {

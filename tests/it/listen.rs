@@ -42,6 +42,21 @@ async fn hears(wire: &mut Wire) -> String {
     format!("{channel} {payload}")
 }
 
+/// Sends queries at once; gives what is heard until so many notifications have come, wherever they stand among the answers.
+async fn hears_with(wire: &mut Wire, sqls: &[&str], notifications: usize) -> Vec<String> {
+    wire.send(&sqls.iter().map(|sql| query(sql)).collect::<Vec<_>>().concat()).await.unwrap();
+    let (mut heard, mut ready) = (Vec::new(), 0);
+    while ready < sqls.len() || heard.len() < notifications {
+        let message = wire.read().await.unwrap();
+        match message.tag {
+            b'A' => heard.push(notification(&message)),
+            b'E' => panic!("{:?}", message.error()),
+            tag => ready += usize::from(tag == b'Z'),
+        }
+    }
+    heard.into_iter().map(|(_, channel, payload)| format!("{channel} {payload}")).collect()
+}
+
 /// Sends it from a backend that has nothing to do with the proxy, which is done when this returns.
 async fn notify(stage: &Stage, channel: &str, payload: &str) {
     stage.sql(&format!("SELECT pg_notify('{channel}', '{payload}')")).await;
@@ -299,9 +314,9 @@ async fn a_client_that_is_pinned_hears_each_notification_once() {
     assert_eq!(hears(&mut wire).await, "own once");
     // Also what is under way while it begins to.
     for number in 0..20 {
-        wire.query(&format!("SELECT pg_notify('shared', '{number}')")).await.unwrap();
-        wire.query("LISTEN shared").await.unwrap();
-        assert_eq!(hears(&mut wire).await, format!("shared {number}"));
+        let notify = format!("SELECT pg_notify('shared', '{number}')");
+        let heard = hears_with(&mut wire, &[&notify, "LISTEN shared"], 1).await;
+        assert_eq!(heard, [format!("shared {number}")]);
     }
     assert!(wire.is_silent(QUIET).await);
     wire.query("SELECT pg_advisory_unlock(1)").await.unwrap();
@@ -318,6 +333,41 @@ async fn a_client_that_is_pinned_hears_each_notification_once() {
     wire.query("DO $$ BEGIN EXECUTE 'LISTEN news'; END $$").await.unwrap();
     notify(&stage, "news", "once").await;
     assert_eq!(hears(&mut wire).await, "news once");
+    assert!(wire.is_silent(QUIET).await);
+}
+
+#[tokio::test]
+async fn what_is_notified_before_unlisten_is_heard() {
+    let stage = stage(4).await;
+    let mut wire = stage.client().await;
+    for pins in [false, true] {
+        for number in 0..20 {
+            let notify = format!("NOTIFY news, '{number}'");
+            wire.query("LISTEN news").await.unwrap();
+            if pins {
+                wire.query("SELECT pg_advisory_lock(1)").await.unwrap();
+            }
+            let heard = hears_with(&mut wire, &[&notify, "UNLISTEN news"], 1).await;
+            assert_eq!(heard, [format!("news {number}")]);
+            assert!(
+                hears_with(&mut wire, &["NOTIFY news, 'never'", "SELECT pg_advisory_unlock_all()"], 0).await.is_empty()
+            );
+        }
+        assert!(wire.is_silent(QUIET).await);
+    }
+    // Not what came during the transaction that ends it.
+    let wire = &mut wire;
+    let sqls = ["LISTEN news", "BEGIN", "SELECT 1", "NOTIFY news, 'never'", "UNLISTEN news", "COMMIT"];
+    assert!(hears_with(wire, &sqls, 0).await.is_empty());
+    assert!(hears_with(wire, &["LISTEN news", "BEGIN", "SELECT 1"], 0).await.is_empty());
+    notify(&stage, "news", "never").await;
+    assert!(wire.is_silent(QUIET).await);
+    assert!(hears_with(wire, &["UNLISTEN news", "COMMIT"], 0).await.is_empty());
+    assert!(wire.is_silent(QUIET).await);
+    // What is listened to again by the same transaction goes on.
+    wire.query("LISTEN news").await.unwrap();
+    let sqls = ["BEGIN", "UNLISTEN *", "LISTEN news", "COMMIT", "NOTIFY news, 'once'"];
+    assert_eq!(hears_with(wire, &sqls, 1).await, ["news once"]);
     assert!(wire.is_silent(QUIET).await);
 }
 

@@ -2,14 +2,14 @@
 //! from there is told between its transactions, as PostgreSQL does it.
 
 use std::io;
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, Waker};
 
 use super::begun::Begun;
 use super::{End, MAX_UNSENT, NoBackend, Serving, unless_over};
 use crate::config::PoolMode;
 use crate::listen::{Heard, Listener};
 use crate::net::Endpoint;
-use crate::relay::{ChannelChange, Flow};
+use crate::relay::{Ceased, ChannelChange, Flow};
 
 impl Serving {
     /// Answers a request that listens or ceases to, if it needs no backend of its own; says whether it did.
@@ -24,8 +24,8 @@ impl Serving {
                     return Ok(false);
                 }
             }
-            ChannelChange::Unlisten(channel) => self.unlisten(&Some(channel.clone())),
-            ChannelChange::UnlistenAll => self.unlisten(&None),
+            ChannelChange::Unlisten(channel) => Box::pin(self.unlisten(Some(channel))).await?,
+            ChannelChange::UnlistenAll => Box::pin(self.unlisten(None)).await?,
         }
         self.flow.listened(&request, self.client.received());
         self.client.queue(&request.answer);
@@ -44,28 +44,63 @@ impl Serving {
         Ok(heard)
     }
 
+    /// Ceases to listen on the shared backend; the client has heard what was notified before. None stands for all channels.
+    async fn unlisten(&mut self, channel: Option<&str>) -> Result<(), NoBackend> {
+        let shared = &self.flow.state.channels;
+        if channel.map_or(shared.watched(), |channel| shared.shares(channel)) {
+            self.hear_all().await?;
+            self.leave_channel(channel);
+        }
+        Ok(())
+    }
+
+    /// Waits until all is here that was notified before.
+    async fn hear_all(&mut self) -> Result<(), NoBackend> {
+        let Serving { session, listener, .. } = self;
+        if let Some(listener) = listener {
+            let all_is_here = unless_over(session, listener.all_is_here()).await;
+            session.registration.runs_nothing().await;
+            all_is_here?;
+        }
+        Ok(())
+    }
+
     /// None stands for all channels.
-    fn unlisten(&mut self, channel: &Option<String>) {
-        self.flow.state.channels.unshare(channel.as_deref());
-        match (channel, &mut self.listener) {
-            (Some(channel), Some(listener)) => {
-                listener.unlisten(channel);
-                if listener.is_empty() {
-                    self.listener = None;
-                }
+    fn leave_channel(&mut self, channel: Option<&str>) {
+        self.flow.state.channels.unshare(channel);
+        let Some(listener) = &mut self.listener else { return };
+        if let Some(channel) = channel {
+            listener.unlisten(channel);
+        }
+        if channel.is_none() || listener.is_empty() {
+            // What has come is heard before what the client asks for next; and if something was lost, it is too late to say so.
+            let mut cx = TaskContext::from_waker(Waker::noop());
+            while let Poll::Ready(Ok(frame)) = listener.poll_next(&mut cx) {
+                self.client.queue(&frame);
             }
-            _ => self.listener = None,
+            self.listener = None;
         }
     }
 
-    /// Takes over what the client has ceased to listen to on its own backend: it does on the shared one, too.
-    pub(super) fn unlisten_own(&mut self) {
+    /// Takes over what the client has ceased to listen to on its own backend: it does on the shared one, too. As in PostgreSQL,
+    /// what came during the transaction that did so is not heard.
+    pub(super) async fn unlisten_own(&mut self) -> Result<(), End> {
         if !self.flow.state.channels.watched() {
-            return;
+            return Ok(());
         }
-        for channel in self.flow.state.channels.take() {
-            self.unlisten(&channel);
+        let ceased = self.flow.state.channels.take();
+        if ceased.iter().any(|ceased| ceased.alone)
+            && let Err(NoBackend::End(end)) = Box::pin(self.hear_all()).await
+        {
+            return Err(end);
         }
+        for Ceased { channel, alone } in ceased {
+            if let Some(listener) = self.listener.as_ref().filter(|_| !alone) {
+                listener.drop_waiting(&channel);
+            }
+            self.leave_channel(Some(&channel));
+        }
+        Ok(())
     }
 }
 
