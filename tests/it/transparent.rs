@@ -642,7 +642,7 @@ async fn what_a_client_makes_of_a_statement_on_another_backend_is_its_own() {
     assert_eq!(values(&wire.exchange(&[parse("s", sql), run.clone()]).await), ["1"]);
     wire.query("SET DateStyle = 'ISO, DMY'").await.unwrap();
     holder.query("BEGIN; SELECT 1").await.unwrap();
-    wire.exchange(&[run.clone()]).await;
+    wire.exchange(std::slice::from_ref(&run)).await;
     // On the same backend, where nothing was set.
     assert_eq!(values(&other.exchange(&[parse("s", sql), run.clone()]).await), ["1"]);
     assert_eq!(values(&other.exchange(&[run]).await), ["1"]);
