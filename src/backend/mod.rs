@@ -159,39 +159,58 @@ impl Backend {
             loop {
                 let (tag, payload) = self.next_message().await?;
                 match tag {
-                    tag::READY => return refused.map_or(Ok(answer), Err),
+                    tag::READY => break,
                     tag::DATA_ROW => answer.rows.push(columns(&payload).ok_or(CommandError::Unexpected)?),
-                    tag::NOTICE => keep_notice(&mut answer.notices, &payload),
                     tag::ERROR => refused = Some(CommandError::Refused(PgError::decode(&payload))),
-                    tag::PARAMETER_STATUS => self.state.reported(&payload),
-                    tag::NOTIFICATION => {
-                        let mut frame = Vec::new();
-                        messages::framed(&mut frame, tag, &[&payload]);
-                        self.notifications.push(frame);
-                    }
-                    _ => {}
+                    _ => self.note_news(tag, &payload, &mut answer.notices),
                 }
             }
+            // What came in the same read would else wait there for the next one.
+            while let Some((tag, _)) = self.received_message()?
+                && matches!(tag, tag::NOTICE | tag::PARAMETER_STATUS | tag::NOTIFICATION)
+            {
+                let (tag, payload) = self.next_message().await?;
+                self.note_news(tag, &payload, &mut answer.notices);
+            }
+            refused.map_or(Ok(answer), Err)
         })
         .await
         .map_err(|_| CommandError::Timeout)?
     }
 
+    /// What may come at any time.
+    fn note_news(&mut self, tag: u8, payload: &[u8], notices: &mut Vec<u8>) {
+        match tag {
+            tag::NOTICE => keep_notice(notices, payload),
+            tag::PARAMETER_STATUS => self.state.reported(payload),
+            tag::NOTIFICATION => {
+                let mut frame = Vec::new();
+                messages::framed(&mut frame, tag, &[payload]);
+                self.notifications.push(frame);
+            }
+            _ => {}
+        }
+    }
+
     async fn next_message(&mut self) -> Result<(u8, Vec<u8>), CommandError> {
         loop {
-            let received = self.endpoint.received();
-            if let Some(header) = Header::read(received, OWN_ANSWER).map_err(|_| CommandError::Unexpected)? {
-                let whole = HEADER + header.payload;
-                if received.len() >= whole {
-                    let payload = received[HEADER..whole].to_vec();
-                    self.endpoint.take(|_| io::Result::Ok(whole))?;
-                    return Ok((header.tag, payload));
-                }
+            if let Some((tag, whole)) = self.received_message()? {
+                let payload = self.endpoint.received()[HEADER..whole].to_vec();
+                self.endpoint.take(|_| io::Result::Ok(whole))?;
+                return Ok((tag, payload));
             }
             if poll_fn(|cx| self.endpoint.poll_fill(cx)).await? == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
         }
+    }
+
+    /// Type and length of the first message, if it has been received whole.
+    fn received_message(&self) -> Result<Option<(u8, usize)>, CommandError> {
+        let received = self.endpoint.received();
+        let header = Header::read(received, OWN_ANSWER).map_err(|_| CommandError::Unexpected)?;
+        let whole = |header: Header| (header.tag, HEADER + header.payload);
+        Ok(header.map(whole).filter(|(_, length)| received.len() >= *length))
     }
 
     /// Whether an idle backend is still there. One that was told to go (restart, `pg_terminate_backend`) has something
