@@ -170,6 +170,8 @@ pub struct OwnChannels {
     /// Done in the open transaction.
     done: Vec<OwnChange>,
     committed: Vec<OwnChange>,
+    /// The client has not got its ReadyForQuery.
+    owes_ready: bool,
 }
 
 #[derive(Debug)]
@@ -257,6 +259,27 @@ impl OwnChannels {
     /// No transaction is open any more.
     pub(super) fn settled(&mut self) {
         self.committed.append(&mut self.done);
+    }
+
+    /// Whether the client has to wait for its ReadyForQuery until what was committed is in force.
+    pub(super) fn withhold_ready(&mut self) -> bool {
+        self.owes_ready = self.watched() && self.committed.iter().any(|change| !change.listens);
+        self.owes_ready
+    }
+
+    /// Whether it was withheld.
+    pub(super) fn withholds_ready(&self) -> bool {
+        self.owes_ready
+    }
+
+    /// Whether the open transaction, or a request under way, changes what is listened to.
+    pub(super) fn is_changing(&self) -> bool {
+        !self.asked.is_empty() || !self.done.is_empty()
+    }
+
+    /// Whether it was withheld; the caller sends it.
+    pub fn owes_ready(&mut self) -> bool {
+        std::mem::take(&mut self.owes_ready)
     }
 
     /// The channels of the shared backend that the client does not listen to any more.

@@ -8,7 +8,7 @@ use super::splice::Splice;
 use super::statements::look_into;
 use crate::backend::{BackendState, Settings, StatementId, UnnamedOwner};
 use crate::sql::{self, Alone, Look, Marks};
-use crate::wire::tag::frontend;
+use crate::wire::tag::{backend as backend_tag, frontend};
 use crate::wire::{HEADER, Header, cstr, messages};
 
 /// Answers that may be due to one client at a time, and bytes made from one read: beyond these it has to wait, or a few
@@ -67,6 +67,10 @@ impl Flow {
     ) -> Result<Taken, ClientFault> {
         let (mut at, mut terminated) = (0, false);
         self.held_back = false;
+        if self.state.channels.owes_ready() {
+            // It has not waited for that.
+            messages::framed(replies, backend_tag::READY, &[b"I"]);
+        }
         for sql in std::mem::take(&mut self.ahead) {
             self.ours(backend, &sql, Expected::Ahead, splice);
         }
@@ -142,7 +146,8 @@ impl Flow {
             || self.expected.len() >= MAX_EXPECTED
     }
 
-    /// Whether a message means a statement that an error in an earlier batch could keep there, or keep from being there.
+    /// Whether a message means a statement that an error in an earlier batch could keep there, or keep from being there; or
+    /// the earlier batch may end what the client hears from a shared backend, which has to come first.
     fn depends_on_answers(&self, message: &Message<'_>) -> bool {
         let name = match message.tag {
             frontend::PARSE => cstr(message.view).map(|(name, _)| name),
@@ -151,6 +156,9 @@ impl Flow {
             _ => None,
         };
         let passes_anyway = self.plain || self.copy_in || self.batch == Batch::Skipping;
+        if self.state.channels.is_changing() && self.batch == Batch::Synced {
+            return !matches!(message.tag, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL);
+        }
         let Some(name) = name.filter(|name| !name.is_empty() && !passes_anyway) else {
             return false;
         };
@@ -161,7 +169,7 @@ impl Flow {
 
     /// The last call to [`Flow::requests`] left something that it could have taken, had there been room for it.
     pub fn has_held_back(&self) -> bool {
-        self.held_back
+        self.held_back && !self.state.channels.withholds_ready()
     }
 
     fn request(

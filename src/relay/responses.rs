@@ -476,6 +476,8 @@ impl Flow {
             if std::mem::take(&mut self.state.changed_schema) {
                 self.shared.schema_changed();
             }
+            // The client shall not be told before the shared backend leaves it alone.
+            return Ok(!(self.expected.is_empty() && self.state.channels.withhold_ready()));
         }
         Ok(true)
     }

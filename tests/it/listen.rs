@@ -347,14 +347,19 @@ async fn what_is_notified_before_unlisten_is_heard() {
             if pins {
                 wire.query("SELECT pg_advisory_lock(1)").await.unwrap();
             }
-            let heard = hears_with(&mut wire, &[&notify, "UNLISTEN news"], 1).await;
-            assert_eq!(heard, [format!("news {number}")]);
-            assert!(
-                hears_with(&mut wire, &["NOTIFY news, 'never'", "SELECT pg_advisory_unlock_all()"], 0).await.is_empty()
-            );
+            let sqls = [&notify, "UNLISTEN news", "NOTIFY news, 'never'", "SELECT pg_advisory_unlock_all()"];
+            assert_eq!(hears_with(&mut wire, &sqls, 1).await, [format!("news {number}")]);
         }
         assert!(wire.is_silent(QUIET).await);
     }
+    // By a portal with a name, which needs a backend of its own.
+    wire.query("LISTEN news").await.unwrap();
+    let batch = [parse("", "UNLISTEN *"), bind("c", "", &[]), execute("c", 0), sync()].concat();
+    wire.send(&[batch, query("NOTIFY news, 'never'"), query("SELECT 1")].concat()).await.unwrap();
+    for expected in ["12CZ", "CZ", "TDCZ"] {
+        assert_eq!(tags(&wire.read_until_ready().await.unwrap()), expected);
+    }
+    assert!(wire.is_silent(QUIET).await);
     // Not what came during the transaction that ends it.
     let wire = &mut wire;
     let sqls = ["LISTEN news", "BEGIN", "SELECT 1", "NOTIFY news, 'never'", "UNLISTEN news", "COMMIT"];

@@ -10,6 +10,8 @@ use crate::config::PoolMode;
 use crate::listen::{Heard, Listener};
 use crate::net::Endpoint;
 use crate::relay::{Ceased, ChannelChange, Flow};
+use crate::wire::messages;
+use crate::wire::tag::backend;
 
 impl Serving {
     /// Answers a request that listens or ceases to, if it needs no backend of its own; says whether it did.
@@ -99,6 +101,11 @@ impl Serving {
                 listener.drop_waiting(&channel);
             }
             self.leave_channel(Some(&channel));
+        }
+        if self.flow.state.channels.owes_ready() {
+            let mut ready = Vec::new();
+            messages::framed(&mut ready, backend::READY, &[b"I"]);
+            self.client.queue(&ready);
         }
         Ok(())
     }
