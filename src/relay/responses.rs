@@ -441,7 +441,7 @@ impl Flow {
             }
         };
         self.waits = false;
-        if !matches!(answered, Expected::Behind) {
+        if !matches!(answered, Expected::Ahead | Expected::Behind) {
             self.mine.batch_answered();
         }
         while matches!(self.expected.front(), Some(Expected::CopyEnd)) {
