@@ -180,6 +180,8 @@ struct OwnChange {
     channel: Option<String>,
     /// Nothing else is in its request.
     alone: bool,
+    /// The client's batch that asked for it.
+    batch: u64,
     listens: bool,
 }
 
@@ -220,13 +222,13 @@ impl OwnChannels {
         channel.is_some_and(|channel| self.shared.iter().any(|shared| shared.as_bytes() == channel))
     }
 
-    /// A request is about to run.
-    pub(super) fn asked(&mut self, look: &Look) {
+    /// A request of this batch is about to run.
+    pub(super) fn asked(&mut self, look: &Look, batch: u64) {
         if !self.watched() || self.asked.len() + self.done.len() + self.committed.len() > MAX_CHANGES {
             return;
         }
         let alone = look.alone.is_some();
-        let change = |channel| OwnChange { channel, alone, listens: false };
+        let change = |channel| OwnChange { channel, alone, batch, listens: false };
         self.asked.extend(look.channels.iter().cloned().map(change));
         if look.marks.contains(Marks::DISCARD_ALL) {
             self.asked.push_back(change(None));
@@ -250,9 +252,9 @@ impl OwnChannels {
         }
     }
 
-    /// A request failed, which ends its transaction or leaves nothing to end but ROLLBACK.
-    pub(super) fn failed(&mut self) {
-        self.asked.clear();
+    /// A request of this batch failed, which ends its transaction or leaves nothing to end but ROLLBACK.
+    pub(super) fn failed(&mut self, batch: u64) {
+        self.asked.retain(|change| change.batch > batch);
         self.done.clear();
     }
 
@@ -284,7 +286,8 @@ impl OwnChannels {
 
     /// The channels of the shared backend that the client does not listen to any more.
     pub fn take(&mut self) -> Vec<Ceased> {
-        self.failed();
+        self.asked.clear();
+        self.done.clear();
         let committed = std::mem::take(&mut self.committed);
         let last = |channel: &str| {
             let is_meant = |change: &&OwnChange| change.channel.as_deref().is_none_or(|it| it == channel);
@@ -411,7 +414,7 @@ mod tests {
             names.sort_unstable();
             names
         };
-        own.asked(&look("UNLISTEN a"));
+        own.asked(&look("UNLISTEN a"), 0);
         own.completed(b"UNLISTEN", true);
         own.settled();
         assert!(own.take().is_empty(), "nobody asks");
@@ -436,13 +439,13 @@ mod tests {
             ("UNLISTEN b", "UNLISTEN;I", &["b!"]),
         ] {
             if let Some(look) = sql::look(sql.as_bytes(), true) {
-                own.asked(&look);
+                own.asked(&look, 0);
             }
             for tag in tags.split(';') {
                 match tag {
                     "I" => own.settled(),
                     "T" => {}
-                    "E" => own.failed(),
+                    "E" => own.failed(0),
                     tag => own.completed(tag.as_bytes(), outside),
                 }
             }
@@ -451,5 +454,12 @@ mod tests {
                 assert_eq!(names(own.take()), expected, "{sql}");
             }
         }
+        // One that fails passes over its own batch only.
+        own.asked(&look("UNLISTEN a"), 1);
+        own.asked(&look("UNLISTEN b"), 2);
+        own.failed(1);
+        own.completed(b"UNLISTEN", true);
+        own.settled();
+        assert_eq!(names(own.take()), ["b!"]);
     }
 }

@@ -291,6 +291,7 @@ impl Flow {
     fn note(&mut self, backend: &mut BackendState, look: Option<&Look>, text: &[u8]) {
         if let Some(look) = look {
             self.state.note(look);
+            self.state.channels.asked(look, self.mine.batch());
             if look.marks.contains(Marks::SEQUENCE_READ) {
                 self.shared.reads_sequences.store(true, Ordering::Relaxed);
             }

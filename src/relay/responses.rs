@@ -382,7 +382,7 @@ impl Flow {
         // What was to be set may have its old value, which is not the client's own doing.
         self.state.doubt.all_parameters |= !self.state.doubt.parameters.is_empty();
         self.copy_in = false;
-        self.state.channels.failed();
+        self.state.channels.failed(self.mine.answered());
         if self.expected.front().is_some_and(Expected::ends_with_ready) {
             return true;
         }

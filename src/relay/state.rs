@@ -63,7 +63,6 @@ impl SessionState {
 
     /// Notes what a request may do.
     pub fn note(&mut self, look: &Look) {
-        self.channels.asked(look);
         let mut marks = look.marks;
         if marks.contains(Marks::PREPARED) {
             self.prepared |= marks;

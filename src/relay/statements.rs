@@ -193,6 +193,16 @@ impl ClientStatements {
         self.ended += 1;
     }
 
+    /// The number of the batch that is not ended yet.
+    pub fn batch(&self) -> u64 {
+        self.ended
+    }
+
+    /// The number of the oldest batch that is not answered.
+    pub fn answered(&self) -> u64 {
+        self.answered
+    }
+
     pub fn batch_answered(&mut self) {
         self.answered += 1;
     }

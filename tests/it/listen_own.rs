@@ -133,6 +133,14 @@ async fn what_is_notified_before_unlisten_is_heard() {
         assert_eq!(tags(&wire.read_until_ready().await.unwrap()), expected);
     }
     assert!(wire.is_silent(QUIET).await);
+    // Behind a batch that fails.
+    wire.query("LISTEN news").await.unwrap();
+    let unlisten = [parse("", "UNLISTEN *"), bind("", "", &[]), execute("", 0), sync()].concat();
+    wire.send(&[execute("nowhere", 0), sync(), unlisten, query("NOTIFY news, 'never'")].concat()).await.unwrap();
+    for expected in ["EZ", "12CZ", "CZ"] {
+        assert_eq!(tags(&wire.read_until_ready().await.unwrap()), expected);
+    }
+    assert!(wire.is_silent(QUIET).await);
     // Not what came during the transaction that ends it.
     let wire = &mut wire;
     let sqls = ["LISTEN news", "BEGIN", "SELECT 1", "NOTIFY news, 'never'", "UNLISTEN news", "COMMIT"];
