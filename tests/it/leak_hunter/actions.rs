@@ -77,10 +77,16 @@ impl Chooser {
             if must_look {
                 return Action::View(client);
             }
+            if known.stays {
+                return Action::Replace(client, self.newcomer());
+            }
             return Action::Say(client, vec![Frame::Query(statements::ending(&mut self.random, known))]);
         }
         if self.random.chance(8) {
             self.topics[client] = Topic::any(&mut self.random);
+        }
+        if !known.failed && self.random.chance(1) {
+            return Action::Cancel(client, statements::sleeping(&mut self.random));
         }
         let topic = self.topics[client];
         let frames = step(&mut Maker { random: &mut self.random, client, known, topic, rules: self.rules });

@@ -133,6 +133,18 @@ impl Ground {
         false
     }
 
+    /// Whether, before long, a client and its twin sleep.
+    pub async fn two_sleep(&self) -> bool {
+        let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        for _ in 0..200 {
+            if self.value("postgres", sleeping).await == "2" {
+                return true;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        false
+    }
+
     pub async fn value(&self, database: &str, sql: &str) -> String {
         self.sql(database, sql).await.remove(0).remove(0).unwrap_or_default()
     }

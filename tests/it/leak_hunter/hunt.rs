@@ -8,13 +8,15 @@ use super::ground::{Ground, Place, Way};
 use super::pair::{Difference, Pair};
 use super::statements;
 use crate::harness::proxy::Proxy;
-use crate::harness::wire::{Message, Wire};
+use crate::harness::wire::{Message, Wire, cancel};
 
 /// Something to do; it can be done again in another hunt.
 #[derive(Clone)]
 pub enum Action {
     /// A client and its twin say this.
     Say(usize, Vec<Frame>),
+    /// A client and its twin say this, and their queries are cancelled while they sleep.
+    Cancel(usize, Vec<Frame>),
     /// A client and its twin look at their sessions.
     View(usize),
     /// A client and its twin leave, and others come in their places.
@@ -28,7 +30,9 @@ impl Action {
     /// Who does it.
     pub fn client(&self) -> Option<usize> {
         match self {
-            Action::Say(client, _) | Action::View(client) | Action::Replace(client, _) => Some(*client),
+            Action::Say(client, _) | Action::Cancel(client, _) | Action::View(client) | Action::Replace(client, _) => {
+                Some(*client)
+            }
             Action::Hold | Action::LetGo => None,
         }
     }
@@ -46,6 +50,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Action::Say(client, frames) => write!(f, "client {client}: {frames:?}"),
+            Action::Cancel(client, frames) => write!(f, "client {client}, cancelled: {frames:?}"),
             Action::View(client) => write!(f, "client {client} looks at itself"),
             Action::Replace(client, newcomer) => write!(f, "client {client} leaves; comes again as {newcomer:?}"),
             Action::Hold => f.write_str("somebody holds a backend"),
@@ -87,6 +92,10 @@ pub struct Known {
     pub doubtful: bool,
     /// It may have advanced a sequence; until DISCARD.
     pub sequences: bool,
+    /// It keeps its backend to the end.
+    pub stays: bool,
+    /// Its random numbers are those of its twin.
+    pub seeded: bool,
     /// Prepared statements by name, as far as is known without looking.
     pub statements: BTreeMap<String, String>,
     /// Names of those whose strings another backend would read otherwise by now.
@@ -100,7 +109,7 @@ pub struct Known {
 impl Known {
     /// Whether it may occupy a backend.
     pub fn is_stuck(&self) -> bool {
-        self.in_transaction || !self.pins.is_empty() || self.suspected || self.doubtful || self.sequences
+        self.in_transaction || !self.pins.is_empty() || self.suspected || self.doubtful || self.sequences || self.stays
     }
 
     /// Notes which statements would be read otherwise from now on.
@@ -122,6 +131,9 @@ impl Known {
 
     fn note(&mut self, frames: &[Frame], answers: &[Message], status: char) {
         (self.in_transaction, self.failed) = (status != 'I', status == 'E');
+        let sows = |frame: &Frame| matches!(frame, Frame::Query(sql) if sql.starts_with("SELECT setseed("));
+        self.seeded |= frames.iter().all(sows) && answers.iter().all(|message| message.tag != b'E');
+        self.stays |= frames.iter().filter_map(Frame::sql).any(statements::stays);
         for frame in frames {
             self.note_reading(frame);
             match frame {
@@ -241,9 +253,12 @@ impl<'a> Hunt<'a> {
     /// Does it, if nobody has to wait for that.
     pub async fn perform(&mut self, action: &Action) -> Result<(), Difference> {
         match action {
-            Action::Say(client, _) | Action::View(client) | Action::Replace(client, _) if !self.may_act(*client) => {}
-            Action::Say(client, frames) => {
-                let answers = self.pairs[*client].say(frames).await?;
+            action if action.client().is_some_and(|client| !self.may_act(client)) => {}
+            Action::Say(client, frames) | Action::Cancel(client, frames) => {
+                let answers = match action {
+                    Action::Cancel(..) => self.cancel(*client, frames).await?,
+                    _ => self.pairs[*client].say(frames).await?,
+                };
                 let (pair, known) = (&self.pairs[*client], &mut self.known[*client]);
                 known.note(frames, &answers, pair.status());
                 known.sequences &= self.rules.reads_sequences;
@@ -264,6 +279,21 @@ impl<'a> Hunt<'a> {
             })?;
         }
         Ok(())
+    }
+
+    /// Says this, and cancels it when both sleep. They may be past it, or never come to it.
+    async fn cancel(&mut self, client: usize, frames: &[Frame]) -> Result<Vec<Message>, Difference> {
+        let (pair, ground) = (&mut self.pairs[client], self.ground);
+        let (keys, addresses) = (pair.keys(), self.places.each_ref().map(|place| place.address));
+        let cancelled = async {
+            if ground.two_sleep().await {
+                for (key, address) in keys.iter().zip(addresses) {
+                    cancel(address, key).await.expect("somebody listens");
+                }
+            }
+        };
+        let (answers, ()) = tokio::join!(pair.say(frames), cancelled);
+        answers
     }
 
     async fn view(&mut self, client: usize) -> Result<(), Difference> {

@@ -95,6 +95,11 @@ impl Pair {
         self.twin.status
     }
 
+    /// What cancels their queries.
+    pub fn keys(&self) -> [(u32, Vec<u8>); 2] {
+        [&self.client, &self.twin].map(|side| side.wire.key.clone().expect("everybody gets one"))
+    }
+
     pub fn has_ended(&self) -> bool {
         self.twin.ended
     }

@@ -1,5 +1,6 @@
 //! Random statements that make, change, show and end session state.
 
+use super::frames::Frame;
 use super::hunt::{Known, Rules};
 use super::texts::{ERRORS, HIDDEN, PARAMETERS, PATHS, PLAIN, WITH_VALUES};
 use crate::harness::random::Random;
@@ -9,6 +10,11 @@ pub fn may_pin(sql: &str) -> bool {
     let sql = sql.to_lowercase();
     let words = ["listen", "temp", "advisory", "hold", "prepare", "execute", "load", "hidden"];
     words.iter().any(|word| sql.contains(word)) || is_doubtful(&sql)
+}
+
+/// Whether its client may keep its backend to the end for it.
+pub fn stays(sql: &str) -> bool {
+    ["setseed(", "LOAD "].iter().any(|word| sql.contains(word))
 }
 
 /// Whether it may advance a sequence, by a column's default too, or make a statement that does.
@@ -81,6 +87,27 @@ pub fn ending(random: &mut Random, known: &Known) -> String {
     }
 }
 
+/// What sleeps until it is cancelled, with something else that is undone then, or stays.
+pub fn sleeping(random: &mut Random) -> Vec<Frame> {
+    const SLEEP: &str = "SELECT pg_sleep(5)";
+    let batch = |sql: &str| {
+        let bind = Frame::Bind { portal: String::new(), name: String::new(), values: vec![] };
+        let parse = Frame::Parse { name: String::new(), sql: sql.to_owned() };
+        vec![parse, bind, Frame::Execute { portal: String::new(), rows: 0 }]
+    };
+    let sync = || vec![Frame::Sync];
+    match random.below(8) {
+        0 => vec![Frame::query(SLEEP)],
+        1 => vec![Frame::query(format!("SET work_mem = '21MB'; {SLEEP}"))],
+        2 => vec![Frame::query(format!("LISTEN news; NOTIFY news, 'never'; {SLEEP}"))],
+        3 => vec![Frame::query("SET TimeZone = 'Asia/Tokyo'"), Frame::query(SLEEP), Frame::query("SHOW TimeZone")],
+        4 => [batch("SET DateStyle = 'German'"), batch(SLEEP), sync(), batch("SHOW DateStyle"), sync()].concat(),
+        5 => [batch(SLEEP), batch("SELECT 1"), sync()].concat(),
+        6 => vec![Frame::query("BEGIN; SAVEPOINT a; SET LOCAL work_mem = '22MB'"), Frame::query(SLEEP)],
+        _ => [batch(SLEEP), sync(), batch("LISTEN shared"), sync()].concat(),
+    }
+}
+
 /// What kind of state a statement is about, as a number below a hundred.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Topic(usize);
@@ -113,6 +140,9 @@ impl Maker<'_> {
         if !self.known.pins.is_empty() && self.random.chance(25) {
             return self.going_on();
         }
+        if self.known.seeded && self.random.chance(10) {
+            return "SELECT random()".to_owned();
+        }
         let Topic(topic) = if self.random.chance(50) { self.topic } else { Topic::any(self.random) };
         match topic {
             0..28 => self.parameter(),
@@ -126,6 +156,9 @@ impl Maker<'_> {
             70..74 => self.discard(),
             74..80 => self.own_table(),
             80..83 => self.block(),
+            83 if self.random.chance(20) => {
+                self.random.pick(&["SELECT setseed(0.5)", "SELECT setseed(-0.25)", "LOAD 'plpgsql'"]).to_owned()
+            }
             83..86 => self.random.pick(ERRORS).to_owned(),
             86..89 if self.rules.hidden() => {
                 self.random.pick(HIDDEN).replace("serial0", &format!("serial{}", self.client))
