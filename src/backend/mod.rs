@@ -123,6 +123,15 @@ impl Backend {
         Ok(())
     }
 
+    /// Whether it has ever had temporary objects.
+    ///
+    /// # Errors
+    /// The backend is gone.
+    pub async fn has_temporary_schema(&mut self) -> Result<bool, CommandError> {
+        let rows = self.rows("SELECT 1 WHERE pg_catalog.pg_my_temp_schema() <> 0").await?;
+        Ok(!rows.is_empty())
+    }
+
     /// Ends an open transaction whose client is gone.
     pub async fn roll_back(&mut self) -> Result<(), CommandError> {
         self.command("ROLLBACK").await

@@ -366,10 +366,13 @@ impl Serving {
             if self.session.mode == PoolMode::Session || checkout.state.dirty || unsettled || !self.flow.is_free() {
                 checkout.reset().await?;
             }
-            Ok::<(), CommandError>(())
+            // The schema of temporary objects stays behind them. A whole session begins without.
+            let tells = self.session.mode == PoolMode::Session && checkout.has_temporary_schema().await?;
+            Ok::<bool, CommandError>(!tells)
         };
         match cleaned.await {
-            Ok(()) => checkout.release(),
+            Ok(true) => checkout.release(),
+            Ok(false) => {}
             Err(error) => tracing::debug!(tenant = self.session.tenant.id.as_str(), %error, "backend not cleaned"),
         }
     }

@@ -357,7 +357,7 @@ async fn equal_parameters_share_backends_and_others_make_room() {
     let (one, two) = ([("application_name", "one")], [("application_name", "two")]);
     let mut first = stage.client_with(&one).await;
     let pid = first.value("SELECT pg_backend_pid()").await;
-    first.query("SET work_mem = '7MB'; SET application_name = messy; CREATE TEMP TABLE mine (x int)").await.unwrap();
+    first.query("SET work_mem = '7MB'; SET application_name = messy; LISTEN news").await.unwrap();
     drop(first);
     let mut second = stage.client_with(&one).await;
     assert_eq!(second.value("SELECT pg_backend_pid()").await, pid);

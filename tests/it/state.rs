@@ -275,3 +275,17 @@ async fn what_the_instance_says_at_a_login_is_told_to_every_client() {
         assert_eq!(notices(&stage.client().await), [""; 0]);
     }
 }
+
+/// It shows in `search_path = pg_temp`, which makes PREPARE TRANSACTION fail for who had none before.
+#[tokio::test]
+async fn a_whole_session_begins_without_the_temporary_schema_of_another() {
+    let stage = Stage::new(&[("pool.mode", "session".into()), ("pool.max_backends", 1.into())]).await;
+    let mut pids = Vec::new();
+    for sql in ["SELECT 1", "CREATE TEMP TABLE mine (x int); DROP TABLE mine", "SELECT 1"] {
+        let mut wire = stage.client().await;
+        assert_eq!(wire.value("SELECT pg_my_temp_schema()").await, "0");
+        wire.query(sql).await.unwrap();
+        pids.push(wire.value("SELECT pg_backend_pid()").await);
+    }
+    assert!(pids[0] == pids[1] && pids[1] != pids[2], "{pids:?}");
+}
