@@ -158,7 +158,7 @@ fn named(maker: &mut Maker<'_>, before: &[Frame]) -> Vec<Frame> {
     let may_have_failed = maker.known.failed || may_fail_a_transaction(maker, before);
     match maker.random.below(10) {
         0..2 => vec![Frame::CloseStatement(name)],
-        2 if !may_have_failed => vec![Frame::DescribeStatement(name)],
+        2 if !may_have_failed && is_describable(maker, &name, before) => vec![Frame::DescribeStatement(name)],
         3 => [vec![Frame::CloseStatement(name.clone())], prepare_and_run(maker, &name)].concat(),
         // Nor one that another backend would read otherwise by now (docs/POOLING.md).
         _ if maker.known.misread.contains(&name)
@@ -170,6 +170,13 @@ fn named(maker: &mut Maker<'_>, before: &[Frame]) -> Vec<Frame> {
         _ if sql.is_some() != usual => prepare_and_run(maker, &name),
         _ => run(maker, &name, statements::values(sql.as_deref().unwrap_or_default())),
     }
+}
+
+/// PostgreSQL 15.18 crashes when it describes a FETCH that was prepared while its cursor was there, and is not any more.
+fn is_describable(maker: &Maker<'_>, name: &str, before: &[Frame]) -> bool {
+    let fetches =
+        |frame: &Frame| matches!(frame, Frame::Parse { name: it, sql } if it == name && sql.contains("FETCH"));
+    !maker.known.fetching.contains(name) && !before.iter().any(fetches)
 }
 
 /// Whether these frames run something in a transaction.
@@ -268,7 +275,9 @@ fn part(maker: &mut Maker<'_>) -> Vec<Frame> {
     match maker.random.below(4) {
         0 => vec![Frame::Parse { name: String::new(), sql }, Frame::Sync],
         1 => [run(maker, "", values), vec![Frame::Sync]].concat(),
-        3 if !maker.known.failed => vec![Frame::DescribeStatement(String::new()), Frame::Sync],
+        3 if !maker.known.failed && is_describable(maker, "", &[]) => {
+            vec![Frame::DescribeStatement(String::new()), Frame::Sync]
+        }
         _ => vec![Frame::Sync],
     }
 }

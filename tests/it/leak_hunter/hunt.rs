@@ -100,6 +100,8 @@ pub struct Known {
     pub statements: BTreeMap<String, String>,
     /// Names of those whose strings another backend would read otherwise by now.
     pub misread: BTreeSet<String>,
+    /// Names that some FETCH has had.
+    pub fetching: BTreeSet<String>,
     /// Names of those that may pin when they run.
     risky: BTreeSet<String>,
     /// Names of those that may advance a sequence.
@@ -138,6 +140,9 @@ impl Known {
             self.note_reading(frame);
             match frame {
                 Frame::Parse { name, sql } => {
+                    if sql.contains("FETCH") {
+                        self.fetching.insert(name.clone());
+                    }
                     if statements::may_pin(sql) {
                         self.risky.insert(name.clone());
                     }
