@@ -1,6 +1,7 @@
 //! The ground of the hunt: two databases with equal contents on one instance, and a way to each of them.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use pgtenant::cli::demo::postgres::Postgres;
 use pgtenant::cli::demo::tenant::Onboarded;
@@ -72,8 +73,18 @@ impl Ground {
 
     /// Makes both databases what they were at first.
     pub async fn clean(&self) {
-        let ended = "SELECT count(*) FROM pg_stat_activity WHERE datname IN ('app', 'twin')";
-        crate::eventually!(self.value("postgres", ended).await == "0", "backends of the last hunt stay");
+        let there =
+            "SELECT coalesce(string_agg(concat_ws(' ', datname, usename, application_name, backend_start, state,
+                            wait_event, query), '; '), '') FROM pg_stat_activity WHERE datname IN ('app', 'twin')";
+        let begun = Instant::now();
+        loop {
+            let there = self.value("postgres", there).await;
+            if there.is_empty() {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "backends of the last hunt stay: {there}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         for database in ["app", "twin"] {
             let tables = (0..8).map(|client| format!("hunt.own{client}, hunt.serial{client}"));
             let mut sql = format!("TRUNCATE {} RESTART IDENTITY;", tables.collect::<Vec<_>>().join(", "));
@@ -128,7 +139,7 @@ impl Ground {
             if self.value("postgres", &held("app")).await == self.value("postgres", &held("twin")).await {
                 return true;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         false
     }
@@ -140,7 +151,7 @@ impl Ground {
             if self.value("postgres", sleeping).await == "2" {
                 return true;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         false
     }

@@ -365,7 +365,7 @@ impl Maker<'_> {
     fn prepared(&mut self) -> String {
         let name = self.random.pick(&["p", "p", "\"P\"", if self.rules.mixes_names { "s1" } else { "q" }]);
         let prepare = [
-            "PREPARE @ AS SELECT '01/02/2024'::date",
+            "PREPARE @ AS SELECT '2024-02-01'::date",
             "PREPARE @ (int) AS SELECT $1 + 1",
             "PREPARE @ AS SELECT x, note FROM thing ORDER BY x",
             "PREPARE @ AS SELECT set_config('my.var', 'prepared', false)",
