@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the driver programs: run.sh psycopg|asyncpg|node|jdbc|libpq|pgx|all, over every route in $PGT_ROUTES.
+# Runs the driver programs: run.sh psycopg|asyncpg|node|jdbc|libpq|pgx|all, over every route in $PGT_ROUTES; or one of the
+# operators' tools at the admin console: run.sh exporter|datadog.
 #
 # Prints one table; exit status 1 when a step failed (its program's output is shown), 2 for wrong parameters.
 # A driver that setup.sh skipped counts as passed, unless PGT_NO_SKIP is 1. README.md lists the parameters.
@@ -15,9 +16,12 @@ every_step="login marker prepared copy cancel transaction-error"
 case ${1:-} in
     all) drivers=$every_driver ;;
     psycopg | asyncpg | node | jdbc | libpq | pgx) drivers=$1 ;;
-    *) echo "usage: $0 ${every_driver// /|}|all" >&2 && exit 2 ;;
+    exporter | datadog) drivers='' ;;
+    *) echo "usage: $0 ${every_driver// /|}|all|exporter|datadog" >&2 && exit 2 ;;
 esac
-for name in PGT_HOST PGT_PORT PGT_CA PGT_USER PGT_PASSWORD PGT_DATABASE PGT_TENANT; do
+parameters="PGT_PORT PGT_CA PGT_USER PGT_PASSWORD"
+[[ -z $drivers ]] || parameters="PGT_HOST $parameters PGT_DATABASE PGT_TENANT"
+for name in $parameters; do
     [[ -n ${!name:-} ]] || { echo "$0: $name is not set, see $here/README.md" >&2; exit 2; }
 done
 
@@ -31,10 +35,19 @@ program() { # DRIVER
         node) "${limit[@]}" node "$here/node/steps.js" ;;
         jdbc) "${limit[@]}" java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC \
             -cp "$folder/java:$folder/java/postgresql.jar" Steps ;;
-        libpq | pgx) "${limit[@]}" "$folder/go/$1" ;;
+        libpq | pgx | exporter) "${limit[@]}" "$folder/go/$1" ;;
+        datadog) "${limit[@]}" "$folder/venv/bin/python" "$here/python/datadog_steps.py" ;;
     esac
 }
 limit=(timeout --kill-after=5 "$seconds")
+
+reason() { cat "$folder/$1.skipped" 2>/dev/null || echo "not set up: run $here/setup.sh"; }
+
+if [[ -z $drivers ]]; then
+    [[ -e $folder/$1.ready ]] && { program "$1"; exit; }
+    echo "$1 skipped: $(reason "$1")"
+    exit "${PGT_NO_SKIP:-0}"
+fi
 
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
@@ -44,8 +57,7 @@ for step in $every_step; do printf ' %-*s' "${#step}" "$step"; done
 echo '  seconds'
 for driver in $drivers; do
     if [[ ! -e $folder/$driver.ready ]]; then
-        reason=$(cat "$folder/$driver.skipped" 2>/dev/null || echo "not set up: run $here/setup.sh")
-        printf '%-9s skipped: %s\n' "$driver" "$reason"
+        printf '%-9s skipped: %s\n' "$driver" "$(reason "$driver")"
         skipped=$((skipped + 1))
         [[ ${PGT_NO_SKIP:-0} != 1 ]] || status=1
         continue

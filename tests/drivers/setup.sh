@@ -37,15 +37,17 @@ skip() { # REASON NAME...
 }
 
 python() {
-    command -v python3 >/dev/null || { skip "python3 is not installed" psycopg asyncpg; return; }
-    local wanted=$here/python/requirements.txt
-    stale psycopg "$(python3 --version)" "$wanted" || stale asyncpg "$(python3 --version)" "$wanted" || return 0
-    echo "drivers: psycopg and asyncpg"
+    local names="psycopg asyncpg datadog" wanted=$here/python/requirements.txt name old=
+    # shellcheck disable=SC2086  # a list
+    command -v python3 >/dev/null || { skip "python3 is not installed" $names; return; }
+    for name in $names; do ! stale "$name" "$(python3 --version)" "$wanted" || old=1; done
+    [[ -n $old ]] || return 0
+    echo "drivers: psycopg, asyncpg, psycopg2"
     rm -rf "$folder/venv"
     python3 -m venv "$folder/venv" >"$folder/venv.log" 2>&1 ||
-        { skip "python3 -m venv fails (Debian: python3-venv)" psycopg asyncpg; return; }
+        { skip "python3 -m venv fails (Debian: python3-venv)" $names; return; }
     "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$wanted"
-    ready psycopg asyncpg
+    ready $names
 }
 
 node_postgres() {
@@ -88,4 +90,5 @@ python
 node_postgres
 jdbc
 go_program libpq github.com/lib/pq golang-github-lib-pq-dev
+go_program exporter github.com/lib/pq golang-github-lib-pq-dev
 go_program pgx github.com/jackc/pgx/v4 golang-github-jackc-pgx-v4-dev
