@@ -176,6 +176,8 @@ async fn reap(context: Arc<Context>) {
         context.pools.reap();
         context.console.tick(&context.registry);
         context.survey.tick(&context.registry);
+        let now = Instant::now();
+        context.registry.all().iter().for_each(|tenant| tenant.usage.tick(&tenant.stats, now));
     }
 }
 

@@ -8,6 +8,7 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+use crate::admin::states;
 use crate::config::{self, Config, ConfigError, TlsMode};
 use crate::metrics::Outcome;
 use crate::net::{InstanceTlsError, Place, ServerTls, ServerTlsError};
@@ -75,6 +76,7 @@ pub fn publish(loaded: Loaded, context: &Context) {
     for tenant in change.changed.iter().chain(&change.retired) {
         context.verifiers.forget(tenant.id.as_str());
     }
+    states::heed(&change.changed, &context.sessions, &context.pools);
     if !change.retired.is_empty() {
         context.sessions.order(Order::Finish, |session| session.tenant.is_retired());
     }

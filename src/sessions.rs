@@ -216,6 +216,11 @@ impl Sessions {
         told
     }
 
+    /// Wakes the sessions that `chosen` picks: what holds for their tenant has changed.
+    pub fn take_notice(&self, chosen: impl Fn(&Session) -> bool) {
+        self.live.iter().filter(|entry| chosen(entry.value())).for_each(|session| session.waker.wake());
+    }
+
     /// Carries out a CancelRequest: exactly the query that the session runs now, or its wait for a backend.
     pub async fn cancel(&self, pid: u32, secret: &[u8]) -> Cancelled {
         let key = SessionKey { pid, secret: secret.into() };
@@ -296,6 +301,23 @@ impl Session {
                 Some(UnderWay::Backend(Flight { session: self.clone(), key }))
             }
         }
+    }
+
+    /// Cancels the query that it runs, for the session itself, in the background.
+    pub fn cancel_own(self: &Arc<Self>) {
+        if let Some(UnderWay::Backend(flight)) = self.begin_cancel() {
+            tokio::spawn(async move {
+                if let Err(error) = flight.key.send().await {
+                    let tenant = flight.session.tenant.id.as_str();
+                    tracing::warn!(tenant, %error, "cancel request not delivered");
+                }
+            });
+        }
+    }
+
+    /// A cancel request is on its way to the instance.
+    pub fn is_cancelling(&self) -> bool {
+        self.cancel().in_flight > 0
     }
 
     /// What it is doing now.

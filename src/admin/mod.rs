@@ -4,4 +4,5 @@ pub mod ask;
 pub mod console;
 pub mod health;
 pub mod http;
+pub mod states;
 pub mod survey;

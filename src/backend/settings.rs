@@ -18,11 +18,12 @@ const REVOCABLE: [&str; 7] = [
 /// Time limits that could end our own statement.
 const LIMITS: [&str; 2] = ["statement_timeout", "transaction_timeout"];
 /// Parameters that make no difference to what a statement means.
-const MEANINGLESS: [&str; 12] = [
+const MEANINGLESS: [&str; 13] = [
     "application_name",
     "client_encoding",
     "client_min_messages",
     "deadlock_timeout",
+    "default_transaction_read_only",
     "extra_float_digits",
     "idle_in_transaction_session_timeout",
     "idle_session_timeout",

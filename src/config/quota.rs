@@ -23,7 +23,7 @@ pub struct Quota {
     pub backend_seconds_per_minute: Option<u32>,
     /// Bytes of rows in the answer to one query, one portion of a cursor, or one COPY.
     pub max_result: Option<u64>,
-    /// For one statement.
+    /// For one statement; several in one simple query count as one.
     pub query_timeout: Option<Duration>,
     /// From a transaction's first statement to its end.
     pub transaction_timeout: Option<Duration>,

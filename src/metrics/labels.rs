@@ -132,6 +132,8 @@ label! {
         /// Too many failures before this one.
         Backoff = "backoff",
         Suspended = "suspended",
+        /// The tenant has as many clients as it may.
+        TenantFull = "tenant_full",
         Timeout = "timeout",
         /// The client left or broke the protocol.
         Aborted = "aborted",

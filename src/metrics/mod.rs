@@ -203,9 +203,9 @@ impl Metrics {
         self.draining.set(1);
     }
 
-    /// Everything in Prometheus' text format 0.0.4. At most `max_series` tenants have series of their own (a dozen
-    /// each), the most active first; the others are summed as `tenant="_other"`. Takes a lock and about 10 ms for
-    /// 10,000 tenants: not for a thread that serves clients.
+    /// Everything in Prometheus' text format 0.0.4. At most `max_series` tenants have series of their own (a dozen each,
+    /// and two for each quota), the most active first; the others are summed as `tenant="_other"`. Takes a lock and about
+    /// 10 ms for 10,000 tenants: not for a thread that serves clients.
     #[must_use]
     pub fn encode(&self, tenants: &[TenantSample<'_>], max_series: usize) -> String {
         let mut out = String::with_capacity(64 * 1024);

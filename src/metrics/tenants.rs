@@ -34,6 +34,13 @@ pub struct TenantStats {
     rank: Rank,
 }
 
+impl TenantStats {
+    /// Counts a client that was refused, cancelled or disconnected for a quota.
+    pub fn refuse(&self, quota: QuotaName) {
+        self.refused[quota.index()].fetch_add(1, Relaxed);
+    }
+}
+
 /// What the last scrapes thought of the tenant; written by [`Board`] alone.
 #[derive(Debug, Default)]
 struct Rank {
@@ -135,7 +142,16 @@ impl Counter {
     }
 }
 
-type Counts = [u64; COUNTERS.len()];
+/// The counters in their order, and behind them the refusals by quota.
+type Counts = [u64; COUNTERS.len() + QuotaName::ALL.len()];
+
+fn counts(tenant: &TenantSample<'_>) -> Counts {
+    let mut counts = Counts::default();
+    let (counters, refused) = counts.split_at_mut(COUNTERS.len());
+    counters.iter_mut().zip(&COUNTERS).for_each(|(count, counter)| *count = (counter.read)(tenant));
+    refused.iter_mut().zip(&tenant.stats.refused).for_each(|(count, refused)| *count = refused.load(Relaxed));
+    counts
+}
 
 /// Decides who is listed, and keeps the counters of `_other` from ever falling.
 #[derive(Debug, Default)]
@@ -183,6 +199,7 @@ impl Board {
             }
             counter.write(text, &other, sum);
         }
+        write_quotas(text, &listed, &labels, &counts[COUNTERS.len()..]);
     }
 
     /// The counters of `_other`. A tenant that comes or goes would make the plain sum jump, which Prometheus takes
@@ -199,8 +216,8 @@ impl Board {
             if tenant.stats.rank.place.swap(PLACE_OTHER, Relaxed) == PLACE_LISTED {
                 self.add_carry(tenant, u64::wrapping_sub);
             }
-            for (sum, counter) in sums.iter_mut().zip(&COUNTERS) {
-                *sum = sum.wrapping_add((counter.read)(tenant));
+            for (sum, count) in sums.iter_mut().zip(counts(tenant)) {
+                *sum = sum.wrapping_add(count);
             }
         }
         for (index, sum) in sums.iter_mut().enumerate() {
@@ -216,8 +233,8 @@ impl Board {
     }
 
     fn add_carry(&mut self, tenant: &TenantSample<'_>, add: fn(u64, u64) -> u64) {
-        for (carry, counter) in self.carry.iter_mut().zip(&COUNTERS) {
-            *carry = add(*carry, (counter.read)(tenant));
+        for (carry, count) in self.carry.iter_mut().zip(counts(tenant)) {
+            *carry = add(*carry, count);
         }
     }
 }
@@ -256,6 +273,26 @@ fn rank<'a, 'b>(
     let unlisted = active.split_off(max_series.min(active.len()));
     rest.extend(unlisted.into_iter().map(|(_, tenant)| tenant));
     (active.into_iter().map(|(_, tenant)| tenant).collect(), rest)
+}
+
+/// For each tenant the quotas that it was refused for: few have more than a handful.
+fn write_quotas(text: &mut Text, listed: &[&TenantSample<'_>], labels: &[String], others: &[u64]) {
+    text.family(
+        "pgtenant_tenant_quota_refused_total",
+        "counter",
+        "Clients of the tenant that were refused, cancelled or disconnected for a quota.",
+    );
+    for (tenant, labels) in listed.iter().zip(labels) {
+        for quota in QuotaName::ALL {
+            let refused = tenant.stats.refused[quota.index()].load(Relaxed);
+            if refused > 0 {
+                text.sample(&format!("{labels},quota=\"{}\"", quota.text()), refused);
+            }
+        }
+    }
+    for (quota, refused) in QuotaName::ALL.iter().zip(others).filter(|(_, refused)| **refused > 0) {
+        text.sample(&format!("tenant=\"{OTHER}\",quota=\"{}\"", quota.text()), refused);
+    }
 }
 
 fn labels(tenant: &TenantSample<'_>) -> String {

@@ -131,6 +131,23 @@ fn names_are_escaped_and_regions_shown() {
 }
 
 #[test]
+fn refusals_are_counted_by_quota() {
+    let metrics = Metrics::new();
+    let (acme, globex) = (TenantStats::default(), TenantStats::default());
+    acme.clients.store(1, Relaxed);
+    acme.refuse(QuotaName::MaxResult);
+    globex.refuse(QuotaName::MaxClients);
+    let series = parse(&metrics.encode(&[sample("acme", &acme), sample("globex", &globex)], 10));
+    let refused = |tenant: &str, quota: &str| {
+        series.get(&format!("pgtenant_tenant_quota_refused_total{{{tenant},quota=\"{quota}\"}}")).copied()
+    };
+    let of_acme = "tenant=\"acme\",instance_name=\"one\"";
+    assert_eq!(refused(of_acme, "max_result"), Some(1.0));
+    assert_eq!(refused(of_acme, "max_clients"), None);
+    assert_eq!(refused("tenant=\"_other\"", "max_clients"), Some(1.0));
+}
+
+#[test]
 fn the_most_active_are_listed_and_the_rest_is_summed() {
     let metrics = Metrics::new();
     let stats: Vec<TenantStats> = (0..5).map(|_| TenantStats::default()).collect();

@@ -129,7 +129,7 @@ impl Drop for Checkout {
     }
 }
 
-/// How long one session waits for a backend. Its timer is set only when there is none or the last one has gone off, since
+/// How long one session waits, for a backend or something else. Its timer is set only when there is none or the last one has gone off, since
 /// later waits end later: most waits are over long before, and cost nothing here.
 #[derive(Debug, Default)]
 pub struct Patience {
@@ -138,7 +138,7 @@ pub struct Patience {
 
 impl Patience {
     /// Ready at the deadline. The task may be woken without need before.
-    fn poll_over(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_over(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let timer = match &mut self.timer {
             Some(timer) if !timer.is_elapsed() && timer.deadline().into_std() <= deadline => return Poll::Pending,
             Some(timer) => timer,

@@ -6,9 +6,11 @@
 pub mod bucket;
 mod gates;
 mod report;
+mod short;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -16,6 +18,7 @@ use tokio::sync::Notify;
 use bucket::{Bucket, Rate};
 pub use gates::{Gate, Gates};
 pub use report::{QuotaLine, report};
+pub use short::Short;
 
 use crate::config::Quota;
 use crate::metrics::{QuotaName, TenantStats};
@@ -62,16 +65,6 @@ impl Default for Usage {
     }
 }
 
-/// Why a transaction may not begin yet, or a client not come in.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Short {
-    pub quota: QuotaName,
-    pub limit: f64,
-    pub used: f64,
-    /// How long it takes until there is room again, as far as anybody knows.
-    pub wait: Option<Duration>,
-}
-
 /// A client's place under `max_clients`.
 #[derive(Debug)]
 pub struct Client(Arc<Usage>);
@@ -88,11 +81,22 @@ pub struct Running(Arc<Usage>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Relaxed);
-        if self.0.waiting.load(Relaxed) > 0 {
+        // In this order, as whoever queues looks at both the other way round.
+        self.0.running.fetch_sub(1, SeqCst);
+        if self.0.waiting.load(SeqCst) > 0 {
             self.0.freed.notify_one();
         }
     }
+}
+
+/// Who asks for a place under `max_transactions`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    New,
+    /// Has queued up, and asks once more before it waits: a place may have become free in between.
+    Queued,
+    /// [`Usage::freed`] has said so.
+    Come,
 }
 
 /// Somebody who waits for a place under `max_transactions`: who comes later waits behind.
@@ -101,7 +105,7 @@ pub struct Queued(Arc<Usage>);
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Relaxed);
+        self.0.waiting.fetch_sub(1, SeqCst);
     }
 }
 
@@ -150,15 +154,19 @@ impl Usage {
         }
     }
 
-    /// A place for a transaction; none are counted without a quota. `queued` is for somebody whose turn has come: others do
-    /// not overtake those who wait.
+    /// A place for a transaction; none are counted without a quota. Nobody overtakes those who wait.
     ///
     /// # Errors
     /// There are as many as there may be.
-    pub fn begin(self: &Arc<Self>, quota: &Quota, queued: bool) -> Result<Option<Running>, Short> {
+    pub fn begin(self: &Arc<Self>, quota: &Quota, turn: Turn) -> Result<Option<Running>, Short> {
         let Some(max) = quota.max_transactions else { return Ok(None) };
-        let free = queued || self.waiting.load(Relaxed) == 0;
-        let taken = self.running.fetch_update(Relaxed, Relaxed, |count| (free && count < max).then(|| count + 1));
+        let waiting = || self.waiting.load(SeqCst);
+        let free = match turn {
+            Turn::New => waiting() == 0,
+            Turn::Queued => waiting() == 1,
+            Turn::Come => true,
+        };
+        let taken = self.running.fetch_update(SeqCst, SeqCst, |count| (free && count < max).then(|| count + 1));
         taken.map(|_| Some(Running(self.clone()))).map_err(|count| Short {
             quota: QuotaName::MaxTransactions,
             limit: max.into(),
@@ -169,7 +177,7 @@ impl Usage {
 
     /// To be held while waiting for [`Usage::freed`].
     pub fn queue(self: &Arc<Self>) -> Queued {
-        self.waiting.fetch_add(1, Relaxed);
+        self.waiting.fetch_add(1, SeqCst);
         Queued(self.clone())
     }
 
@@ -299,15 +307,15 @@ mod tests {
         assert_eq!((short.quota, short.limit, short.used), (QuotaName::MaxClients, 1.0, 1.0));
         drop(client);
         assert!(usage.enter(&one).is_ok());
-        let running = usage.begin(&one, false).unwrap();
-        assert_eq!(usage.begin(&one, true).unwrap_err().quota, QuotaName::MaxTransactions);
+        let running = usage.begin(&one, Turn::New).unwrap();
+        assert_eq!(usage.begin(&one, Turn::Come).unwrap_err().quota, QuotaName::MaxTransactions);
         let queued = usage.queue();
         drop(running);
-        assert!(usage.begin(&one, false).is_err(), "nobody overtakes");
-        assert!(usage.begin(&one, true).is_ok());
+        assert!(usage.begin(&one, Turn::New).is_err(), "nobody overtakes");
+        assert!(usage.begin(&one, Turn::Come).is_ok());
         drop(queued);
-        assert!(usage.begin(&one, false).is_ok());
-        assert!(usage.begin(&Quota::default(), false).unwrap().is_none(), "not counted");
+        assert!(usage.begin(&one, Turn::New).is_ok());
+        assert!(usage.begin(&Quota::default(), Turn::New).unwrap().is_none(), "not counted");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::in_flight::InFlight;
+use super::limits::Limits;
 use super::replaced::Replaced;
 use super::state::SessionState;
 use super::statements::{ClientStatements, Unnamed};
@@ -270,6 +271,7 @@ pub struct Flow {
     pub(super) unshared: Vec<Box<[u8]>>,
     /// The backend has announced its own end.
     pub(super) fatal: bool,
+    pub(super) limit: Limits,
     pub(super) figures: Figures,
 }
 
@@ -308,6 +310,7 @@ impl Flow {
             in_flight: InFlight::default(),
             unshared: Vec::new(),
             fatal: false,
+            limit: Limits::default(),
             figures: Figures::default(),
         }
     }
@@ -431,7 +434,7 @@ impl Flow {
 
     /// The client is in the middle of a message from the backend: nothing can be told in between.
     pub fn mid_response(&self) -> bool {
-        self.response_rest > 0
+        self.response_rest > 0 && !self.limit.drops_rest
     }
 
     /// The backend has told the client that it ends.
@@ -477,7 +480,7 @@ impl Flow {
     }
 
     fn reply(&mut self, replies: &mut impl FnMut(u8, &[&[u8]]), tag: u8, parts: &[&[u8]]) {
-        if self.passes() {
+        if self.passes() && !self.limit.hides() {
             replies(tag, parts);
         }
     }

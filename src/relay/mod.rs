@@ -5,7 +5,9 @@ mod bounds;
 mod channels;
 mod flow;
 mod in_flight;
+mod limits;
 mod provide;
+mod read_only;
 mod replaced;
 mod requests;
 mod responses;
@@ -25,6 +27,7 @@ use thiserror::Error;
 pub use bounds::QUERY_BOUND;
 pub use channels::{Ceased, ChannelChange, ListenRequest};
 pub use flow::{ClientFault, Figures, Flow, FlowLimits, TransactionStatus};
+pub use read_only::ReadOnly;
 pub use splice::Splice;
 pub use state::SessionState;
 
@@ -48,6 +51,8 @@ pub enum Outcome {
     Terminated,
     /// Somebody wants the session to end now.
     Interrupted,
+    /// The client's next transaction has begun to arrive, and has to be asked for ([`Flow::bar`]).
+    Asked,
 }
 
 /// Why an exchange broke off.
@@ -90,12 +95,23 @@ pub struct Exchange<'a> {
     asked: Option<Instant>,
     /// The latest look at the clock: the backend was got, or the last answer ended.
     pub clock: Instant,
+    /// The client's next request is here, and not taken.
+    barred: bool,
     /// It has to be looked at again for the next request. The first one is here already when a backend is got for it.
     is_late: bool,
     /// Some request was taken.
     worked: bool,
     /// The first requests, as long as they may have to be sent once more.
     first: Vec<u8>,
+}
+
+/// How an exchange goes, for whoever looks at time.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// When the request under way was sent.
+    pub asked: Option<Instant>,
+    /// When the last answer ended, or the backend was got.
+    pub rested: Instant,
 }
 
 /// What moved in one step.
@@ -124,6 +140,7 @@ impl<'a> Exchange<'a> {
             moved: Moved::default(),
             asked: None,
             clock: now,
+            barred: false,
             worked: false,
             first: Vec::new(),
         }
@@ -137,7 +154,7 @@ impl<'a> Exchange<'a> {
     /// See [`Broken`]; afterwards the backend must be closed unless the flow is at rest.
     pub async fn run(
         &mut self,
-        mut interrupted: impl FnMut(&mut Context<'_>, &mut Flow, &mut Moved, &mut Endpoint) -> bool,
+        mut interrupted: impl FnMut(&mut Context<'_>, &mut Flow, &mut Moved, &mut Endpoint, Pace) -> bool,
     ) -> Result<Outcome, Broken> {
         let mut terminated = false;
         let mut begun = false;
@@ -164,7 +181,8 @@ impl<'a> Exchange<'a> {
                 if !terminated && let Step::Progress = self.requests(cx, &mut terminated)? {
                     continue;
                 }
-                if interrupted(cx, self.flow, &mut self.moved, self.client) {
+                let pace = Pace { asked: self.asked, rested: self.clock };
+                if interrupted(cx, self.flow, &mut self.moved, self.client, pace) {
                     return Poll::Ready(Ok(Outcome::Interrupted));
                 }
                 return Poll::Pending;
@@ -176,6 +194,9 @@ impl<'a> Exchange<'a> {
     fn outcome(&self, terminated: bool) -> Option<Outcome> {
         if terminated && self.flow.waits_for_client() {
             return Some(Outcome::Terminated);
+        }
+        if self.barred {
+            return Some(Outcome::Asked);
         }
         if self.mode == PoolMode::Statement && self.flow.at_rest() && self.flow.status() != TransactionStatus::Idle {
             return Some(Outcome::OpenTransaction);
@@ -253,6 +274,9 @@ impl<'a> Exchange<'a> {
         if self.backend.has_unsent() || self.client.unsent() > MAX_REPLIES || self.flow.is_full() {
             return Ok(Step::Blocked);
         }
+        if self.flow.is_barred() {
+            return self.wait_for_request(cx);
+        }
         if self.flow.has_held_back() {
             let received = self.client.take_received();
             let (consumed, said_goodbye) = self.forward(cx, &received)?;
@@ -279,6 +303,19 @@ impl<'a> Exchange<'a> {
         self.worked |= forwarded.worked;
         *terminated = forwarded.finish(cx, client, moved)?;
         Ok(step)
+    }
+
+    /// The client's next request is left where it is.
+    fn wait_for_request(&mut self, cx: &mut Context<'_>) -> Result<Step, Broken> {
+        match self.client.poll_fill(cx) {
+            Poll::Pending => Ok(Step::Blocked),
+            Poll::Ready(Ok(0)) => Err(Broken::Client(io::ErrorKind::UnexpectedEof.into())),
+            Poll::Ready(Ok(_)) => {
+                self.barred = true;
+                Ok(Step::Progress)
+            }
+            Poll::Ready(Err(error)) => Err(Broken::Client(error)),
+        }
     }
 
     /// What the client had sent when it got the backend. It is kept while it may have to be sent once more.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 
 use super::flow::{Batch, ClientFault, Described, Expected, Flow, ParseNote, Restore, Retry, TransactionStatus, Wait};
+use super::limits::FAIL;
 use super::splice::Splice;
 use super::statements::look_into;
 use crate::backend::{BackendState, Settings, StatementId, UnnamedOwner};
@@ -28,16 +29,16 @@ pub struct Taken {
 }
 
 /// One message that is in view at least as far as its kind needs.
-struct Message<'a> {
-    tag: u8,
+pub(super) struct Message<'a> {
+    pub tag: u8,
     /// Where it begins in the input.
     at: usize,
     /// Where what is in view of it ends.
     end: usize,
     /// Payload bytes in view.
-    view: &'a [u8],
+    pub view: &'a [u8],
     /// Payload bytes still to come.
-    rest: usize,
+    pub rest: usize,
     /// What is in view behind it.
     behind: &'a [u8],
 }
@@ -76,7 +77,9 @@ impl Flow {
         }
         if self.restores_now() {
             self.restore = Restore::No;
-            if let Some(change) = Settings::default().change_to(&self.state.startup) {
+            if std::mem::take(&mut self.limit.fails) {
+                self.ours(backend, FAIL, Expected::Behind, splice);
+            } else if let Some(change) = Settings::default().change_to(&self.state.startup) {
                 self.ours(backend, &change.sql, Expected::Behind, splice);
             }
         } else if !matches!(self.expected.front(), Some(Expected::Ahead)) {
@@ -143,6 +146,7 @@ impl Flow {
             || matches!(self.wait, Wait::Check | Wait::Database)
             || (self.waits && !self.copy_in)
             || self.restore != Restore::No
+            || self.limit.holds
             || self.expected.len() >= MAX_EXPECTED
     }
 
@@ -180,6 +184,9 @@ impl Flow {
     ) -> Result<(), ClientFault> {
         if self.batch == Batch::Skipping && message.tag != frontend::SYNC {
             splice.pass(message.at, message.end);
+            return Ok(());
+        }
+        if self.is_read_only() && self.refuses_to_write(backend, message, splice) {
             return Ok(());
         }
         if matches!(message.tag, frontend::QUERY | frontend::PARSE) && self.has_to_wait(message) {

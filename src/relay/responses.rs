@@ -42,21 +42,30 @@ impl Flow {
         loop {
             if self.response_rest > 0 {
                 let length = self.response_rest.min(input.len() - at);
-                splice.pass(at, at + length);
+                if !self.limit.drops_rest {
+                    splice.pass(at, at + length);
+                }
                 at += length;
                 self.response_rest -= length;
             }
             let Some(header) = Header::read(&input[at..], i32::MAX as usize)? else { break };
+            self.limit.drops_rest = false;
             let available = input.len() - at - HEADER;
             self.answer_known(&mut |tag, parts| messages::framed(splice.insert(), tag, parts));
             let own = matches!(self.expected.front(), Some(Expected::Ahead | Expected::Behind));
-            if !own && matches!(header.tag, tag::DATA_ROW | tag::COPY_DATA) && self.retry == Retry::No {
-                // Rows are many, and nothing has to be known of them.
-                let end = at + HEADER + available.min(header.payload);
-                self.response_rest = HEADER + header.payload - (end - at);
-                splice.pass(at, end);
-                at = end;
-                continue;
+            if !own && matches!(header.tag, tag::DATA_ROW | tag::COPY_DATA) {
+                let drops = self.limit.drops(header.payload);
+                if drops || self.retry == Retry::No {
+                    // Rows are many, and nothing has to be known of them.
+                    let end = at + HEADER + available.min(header.payload);
+                    self.response_rest = HEADER + header.payload - (end - at);
+                    self.limit.drops_rest = drops;
+                    if !drops {
+                        splice.pass(at, end);
+                    }
+                    at = end;
+                    continue;
+                }
             }
             let ahead = own && header.tag != tag::NOTIFICATION;
             // Our own answers are short, and the client must not get the rest of one.
@@ -70,7 +79,10 @@ impl Flow {
             self.response_rest = header.payload - in_view;
             if ahead {
                 self.answers_ours(backend, header.tag, view, at..end, splice)?;
-            } else if self.response(backend, header.tag, view)? && self.passes() {
+            } else if self.response(backend, header.tag, view)?
+                && self.passes()
+                && self.passes_limits(header.tag, view, splice)
+            {
                 // What was kept back for a DISCARD ALL that has failed.
                 if header.tag == tag::READY && !self.plain && !Arc::ptr_eq(&self.state.told, &backend.parameters) {
                     self.tell(backend, splice.insert());
@@ -300,6 +312,7 @@ impl Flow {
     }
 
     fn command_complete(&mut self, backend: &mut BackendState, view: &[u8]) {
+        self.limit.statements = self.limit.statements.wrapping_add(1);
         let command = view.strip_suffix(b"\0").unwrap_or(view);
         self.state.channels.completed(command, self.status == TransactionStatus::Idle);
         match command {
@@ -441,7 +454,10 @@ impl Flow {
             }
         };
         self.waits = false;
-        if !matches!(answered, Expected::Ahead | Expected::Behind) {
+        let last = self.expected.is_empty();
+        let is_ours = matches!(answered, Expected::Ahead | Expected::Behind);
+        let fails = !is_ours && self.limit.request_over(self.status, last);
+        if !is_ours {
             self.mine.batch_answered();
         }
         while matches!(self.expected.front(), Some(Expected::CopyEnd)) {
@@ -462,6 +478,10 @@ impl Flow {
             self.restore = Restore::Now;
             return Ok(false);
         }
+        if fails {
+            self.restore = Restore::Now;
+            return Ok(false);
+        }
         self.retry = Retry::No;
         if self.expected.is_empty() {
             self.mine.at_rest();
@@ -472,6 +492,7 @@ impl Flow {
         if self.status == TransactionStatus::Idle {
             self.state.channels.settled();
             self.figures.transactions += 1;
+            self.limit.transactions = self.limit.transactions.wrapping_add(1);
             self.state.transaction_over();
             if std::mem::take(&mut self.state.changed_schema) {
                 self.shared.schema_changed();

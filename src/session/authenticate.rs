@@ -14,8 +14,8 @@ use super::startup::Startup;
 use super::{Client, Context, Rejection};
 use crate::auth::{Proven as Proof, SCRAM_SHA_256_PLUS, ScramError, ScramServer, ScramVerifier, Verifier, md5};
 use crate::backend::Login;
-use crate::config::TenantState;
 use crate::metrics::{AuthMethod, AuthResult, ProtocolViolation};
+use crate::quota::{Client as Place, Gate};
 use crate::tenant::{Credential, Tenant, route};
 use crate::wire::tag::frontend;
 use crate::wire::{PgError, cstr, messages, sqlstate};
@@ -33,6 +33,31 @@ pub struct Proven {
     pub backend_role: String,
     pub login: Login,
     pub startup: Startup,
+    /// Its place among the tenant's clients.
+    pub place: Place,
+}
+
+impl Proven {
+    /// Waits while the tenant is paused; where it has moved meanwhile, the client goes along.
+    pub(super) async fn stay_while_paused(&mut self, context: &Context) -> Result<(), Rejection> {
+        if !self.tenant.gates().has(Gate::Paused) {
+            return Ok(());
+        }
+        let resumed = self.tenant.resumed().await;
+        if self.tenant.is_retired()
+            && let Some(moved) = context.registry.get(self.tenant.id.as_str())
+        {
+            self.tenant = moved;
+        }
+        let standing = self.tenant.state();
+        let refusal = match resumed {
+            Err(refusal) => refusal,
+            Ok(()) if !standing.admits(&self.role, &self.tenant.current()) => standing.refusal(self.tenant.id.as_str()),
+            Ok(()) => return Ok(()),
+        };
+        let why = refusal.to_string();
+        Err(Rejection::login(AuthMethod::None, AuthResult::Suspended, refusal, why))
+    }
 }
 
 /// What the exchange ended in.
@@ -261,11 +286,19 @@ fn admit(
     method: AuthMethod,
 ) -> Result<Proven, Rejection> {
     let record = tenant.record();
-    if record.state != TenantState::Active {
-        let why = format!("tenant \"{}\" is {}", record.id, record.state.text());
-        let tell = PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, why.clone());
+    let standing = tenant.state();
+    if standing.disabled || !standing.admits(&candidate.route.role, &record) {
+        let tell = standing.refusal(&record.id);
+        let why = tell.to_string();
         return Err(Rejection::login(method, AuthResult::Suspended, tell, why));
     }
+    // Whether there is room is told to nobody who has not proved itself: others must not learn which tenants there are.
+    let place = tenant.usage.enter(&record.quota).map_err(|short| {
+        tenant.stats.refuse(short.quota);
+        let tell = short.to_client(&record.id);
+        let why = format!("tenant {}: {}", record.id, tell.message);
+        Rejection::login(method, AuthResult::TenantFull, tell, why)
+    })?;
     let Candidate { mut route, startup, .. } = candidate;
     // Physical replication has no database; PostgreSQL's own programs then say "replication".
     if startup.replication.as_deref().is_some_and(|mode| mode != "database") {
@@ -285,5 +318,5 @@ fn admit(
         (None, None, Some(Proof::Md5(verifier))) => (role.clone(), Login::Md5(verifier)),
         (None, None, None) => (role.clone(), Login::Nothing),
     };
-    Ok(Proven { tenant, role, database, backend_role, login, startup })
+    Ok(Proven { tenant, role, database, backend_role, login, startup, place })
 }

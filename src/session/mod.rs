@@ -171,13 +171,21 @@ async fn on_worker(hello: encrypt::Hello<DetachedSocket>, arrival: Arrival, cont
         Err(_) => return Rejection::timeout().note(peer, &context),
     };
     let login = tokio::time::timeout_at(arrival.deadline.into(), login(&mut client, opening, &context)).await;
-    let (welcomed, client_place) = match login.unwrap_or_else(|_| Err(Rejection::timeout())) {
-        Ok(LoggedIn::Tenant(welcomed, place)) => (*welcomed, place),
-        Ok(LoggedIn::Console(operator)) => {
+    let login = match login.unwrap_or_else(|_| Err(Rejection::timeout())) {
+        Ok(LoggedIn::Tenant(proven, place)) => {
+            Box::pin(greet(&mut client, *proven, arrival.deadline, &context)).await.map(|it| Greeted::Tenant(it, place))
+        }
+        Ok(LoggedIn::Console(operator)) => Ok(Greeted::Console(operator)),
+        Ok(LoggedIn::Nobody) => Ok(Greeted::Nobody),
+        Err(rejection) => Err(rejection),
+    };
+    let (welcomed, client_place) = match login {
+        Ok(Greeted::Tenant(welcomed, place)) => (*welcomed, place),
+        Ok(Greeted::Console(operator)) => {
             drop(arrival.held);
             return admin_console::serve(client.stream, operator, client.answers, context).await;
         }
-        Ok(LoggedIn::Nobody) => return reject::close(&mut client).await,
+        Ok(Greeted::Nobody) => return reject::close(&mut client).await,
         Err(rejection) => {
             rejection.tell(&mut client).await;
             return rejection.note(peer, &context);
@@ -191,13 +199,35 @@ async fn on_worker(hello: encrypt::Hello<DetachedSocket>, arrival: Arrival, cont
 
 /// What a connection has become.
 enum LoggedIn {
-    Tenant(Box<welcome::Welcomed>, ClientPlace),
+    Tenant(Box<authenticate::Proven>, ClientPlace),
     Console(Operator),
     /// It was a cancel request.
     Nobody,
 }
 
-/// From the StartupMessage to ReadyForQuery.
+/// The same, with a tenant's client welcomed.
+enum Greeted {
+    Tenant(Box<welcome::Welcomed>, ClientPlace),
+    Console(Operator),
+    Nobody,
+}
+
+/// From the proof to ReadyForQuery. How long a paused tenant makes its client wait is no fault of the client's, and does not
+/// count towards its login's time.
+async fn greet(
+    client: &mut Client,
+    mut proven: authenticate::Proven,
+    deadline: Instant,
+    context: &Context,
+) -> Result<Box<welcome::Welcomed>, Rejection> {
+    let begun = Instant::now();
+    proven.stay_while_paused(context).await?;
+    let deadline = deadline + begun.elapsed();
+    let welcomed = tokio::time::timeout_at(deadline.into(), welcome::send(client, proven, context)).await;
+    welcomed.unwrap_or_else(|_| Err(Rejection::timeout())).map(Box::new)
+}
+
+/// From the StartupMessage to the proof.
 async fn login(client: &mut Client, opening: Option<Opening>, context: &Arc<Context>) -> Result<LoggedIn, Rejection> {
     let startup = match startup::read(client, opening, context).await? {
         Wish::Cancel { pid, secret } => {
@@ -212,8 +242,7 @@ async fn login(client: &mut Client, opening: Option<Opening>, context: &Arc<Cont
     let place = context.clients.take().ok_or_else(Rejection::full)?;
     let candidate = resolve::tenant(client, startup, context)?;
     let proven = authenticate::client(client, candidate, context).await?;
-    let welcomed = welcome::send(client, proven, context).await?;
-    Ok(LoggedIn::Tenant(Box::new(welcomed), place))
+    Ok(LoggedIn::Tenant(Box::new(proven), place))
 }
 
 /// PostgreSQL never answers a cancel request: the connection is just closed when it was carried out.

@@ -2,8 +2,13 @@
 
 mod begun;
 mod listens;
+mod quotas;
+mod read_only;
 mod refuse;
 mod settle;
+mod total;
+mod wait;
+mod watch;
 
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
@@ -13,7 +18,12 @@ use std::time::Instant;
 
 use begun::Begun;
 use listens::tell_notifications;
+use quotas::Share;
+use read_only::Restricted;
 use settle::Pinned;
+use total::{Total, count_error};
+use wait::{Cause, NoBackend, Notice, patiently, unless_over};
+use watch::Watch;
 
 use super::welcome::{Welcomed, always_reset};
 use super::{Client, Context, Peer};
@@ -23,10 +33,11 @@ use crate::listen::Listener;
 use crate::metrics::{ErrorSource, Pin, ProtocolViolation};
 use crate::net::Endpoint;
 use crate::pool::{Checkout, Patience};
+use crate::quota::Gate;
 use crate::relay::{
-    Broken, ClientFault, Exchange, Flow, FlowLimits, Moved, Outcome, QUERY_BOUND, SessionState, TransactionStatus,
+    Broken, ClientFault, Exchange, Flow, FlowLimits, Outcome, QUERY_BOUND, SessionState, TransactionStatus,
 };
-use crate::sessions::{Order, WaitOver};
+use crate::sessions::Order;
 use crate::wire::tag::frontend;
 use crate::wire::{HEADER, Header, PgError, Severity, sqlstate};
 
@@ -57,18 +68,17 @@ struct Serving {
     begun: Begun,
     /// With the queue for a backend.
     patience: Patience,
+    notice: Notice,
+    /// Of the tenant's quotas.
+    share: Share,
+    /// Where there are limits of time.
+    watch: Option<Box<Watch>>,
+    /// Where the tenant may only read.
+    restricted: Option<Box<Restricted>>,
     /// Why the session keeps its backend in transaction mode.
     pinned: Option<Pinned>,
     /// What it hears through a backend that it shares.
     listener: Option<Listener>,
-}
-
-/// Figures for the log line.
-#[derive(Default)]
-struct Total {
-    queries: u64,
-    transactions: u64,
-    moved: Moved,
 }
 
 /// Serves a welcomed client to its end, and writes the session's line in the log; `counted` lives as long. The future is small: what seldom happens is
@@ -106,6 +116,10 @@ pub(super) fn requests(
         total: Total::default(),
         begun: Begun::No,
         patience: Patience::default(),
+        notice: Notice::default(),
+        share: Share::default(),
+        watch: None,
+        restricted: None,
         pinned: None,
         listener: None,
     });
@@ -150,8 +164,9 @@ impl Serving {
             return Ok(());
         }
         let late = self.begins_late();
-        let Serving { client, session, flow, begun, listener, .. } = self;
+        let Serving { client, session, flow, begun, listener, watch, .. } = self;
         let max = flow.max_message();
+        watch::is_busy(watch);
         poll_fn(|cx| {
             loop {
                 if client.has_unsent()
@@ -164,8 +179,13 @@ impl Serving {
                 match first_request(client.received(), max, flow) {
                     Err(end) => return Poll::Ready(Err(end)),
                     Ok(true) if takes_its_answers => {
+                        // Who has to be asked whether a transaction may begin is asked at its BEGIN.
+                        let late = late && (*begun != Begun::No || !session.tenant.gates().bar());
                         match answer_alone(client, flow) || late && begun.answer(client, flow) {
-                            true => continue,
+                            true => {
+                                watch::is_busy(watch);
+                                continue;
+                            }
                             false => return Poll::Ready(Ok(())),
                         }
                     }
@@ -178,7 +198,13 @@ impl Serving {
                 if !takes_its_answers {
                     return Poll::Pending;
                 }
-                match ready!(client.poll_fill(cx)) {
+                let filled = client.poll_fill(cx);
+                if filled.is_pending()
+                    && let Some(error) = watch::quiet_too_long(watch, session, begun, listener.is_some(), client, cx)
+                {
+                    return Poll::Ready(Err(End::Told(error)));
+                }
+                match ready!(filled) {
                     Ok(0) | Err(_) => return Poll::Ready(Err(End::ClientGone)),
                     Ok(_) => {}
                 }
@@ -192,15 +218,26 @@ impl Serving {
         if let Some(error) = self.begun.refusal() {
             return Err(NoBackend::Refused(error));
         }
+        self.notice.reset();
+        // Who keeps its backend is asked when its request is here.
+        if self.session.tenant.gates().bar() && (self.session.kept.is_none() || !self.client.received().is_empty()) {
+            Box::pin(self.ask_to_begin()).await?;
+        }
         if let Some(mut kept) = self.session.kept.take() {
             kept.since = Instant::now();
+            self.restrict_own(&mut kept).await?;
             return self.ready(kept).await;
         }
+        let Serving { session, client, patience, notice, .. } = self;
+        let checkout = session.pool.checkout_with(patience);
+        let checkout = patiently(session, client, notice, Cause::Backend, checkout).await?;
+        let mut checkout = checkout.map_err(|error| self.without_backend(&error))?;
+        if self.session.tenant.gates().has(Gate::Paused) {
+            // Since it was asked for.
+            checkout.release();
+            return Box::pin(self.backend()).await;
+        }
         let registration = &self.session.registration;
-        let checkout = self.session.pool.checkout_with(&mut self.patience);
-        let mut checkout = unless_over(&self.session, checkout)
-            .await?
-            .map_err(|error| NoBackend::Refused(error.to_client().with_severity(Severity::Error)))?;
         let reads = self.session.pool.statements.reads_sequences.load(Ordering::Relaxed);
         match checkout.serve(registration.id, always_reset(&self.session.pool), reads).await {
             Ok(()) => self.ready(checkout).await,
@@ -210,7 +247,8 @@ impl Serving {
 
     /// Puts the session's parameters in force, with the request where that can do no harm, and begins the transaction.
     async fn ready(&mut self, mut checkout: Checkout) -> Result<Checkout, NoBackend> {
-        let wanted = &self.session.settings;
+        let restricted = self.restricted_settings();
+        let wanted = restricted.as_ref().unwrap_or(&self.session.settings);
         if self.session.mode != PoolMode::Session
             && let Some(change) = checkout.change_to(wanted)
         {
@@ -248,7 +286,8 @@ impl Serving {
 
     /// One exchange, and what becomes of its backend.
     async fn relay(&mut self, mut checkout: Checkout) -> Result<(), End> {
-        let Serving { client, flow, session, context, total, pinned, listener, .. } = self;
+        let keeps = self.session.mode == PoolMode::Session || self.pinned.is_some();
+        let Serving { client, flow, session, context, total, pinned, listener, share, watch, .. } = self;
         let begun = checkout.since;
         let metrics = session.pool.metrics();
         checkout.busy();
@@ -258,9 +297,10 @@ impl Serving {
         let mut too_long = pinned.as_ref().and_then(|pinned| pin_deadline(session, pinned));
         let mut missed = None;
         let mut emptying = None;
+        quotas::prepare(flow, session, keeps);
         let mut exchange = Exchange::new(client, &mut checkout, flow, session.mode, metrics, begun);
         let result = exchange
-            .run(|cx, flow, moved, client| {
+            .run(|cx, flow, moved, client, pace| {
                 if ahead && !flow.is_ahead() {
                     ahead = false;
                     registration.runs_on(&cancel);
@@ -272,7 +312,11 @@ impl Serving {
                 }
                 // A session that keeps its backend is one long exchange: it is counted as it goes.
                 if flow.at_rest() {
-                    total.add(flow, std::mem::take(moved), session, context);
+                    total.add(flow, std::mem::take(moved), session, context, share);
+                }
+                let rests = keeps && listener.is_none() && !client.has_unsent();
+                if let Some(error) = quotas::look(flow, session, share, watch, cx, (pace, keeps, rests)) {
+                    missed = Some(End::Told(error));
                 }
                 if let Err(end) = tell_notifications(listener.as_ref(), flow, client, cx) {
                     missed = Some(end);
@@ -293,13 +337,21 @@ impl Serving {
         if session.mode != PoolMode::Session {
             metrics.transaction.observe(now.duration_since(begun).as_secs_f64());
         }
-        total.add(flow, moved, session, context);
+        total.add(flow, moved, session, context, share);
+        quotas::finish(flow);
         match result {
             Ok(Outcome::Free) => {
                 self.session.registration.runs_nothing().await;
                 checkout.at_rest();
                 self.unlisten_own().await?;
+                self.give_share_back();
                 self.settle(checkout, now).await
+            }
+            Ok(Outcome::Asked) => {
+                self.session.registration.runs_nothing().await;
+                checkout.at_rest();
+                self.session.kept = Some(checkout);
+                Ok(())
             }
             Ok(Outcome::Terminated) => {
                 Box::pin(self.leave(checkout)).await;
@@ -457,65 +509,6 @@ impl Serving {
     }
 }
 
-impl Total {
-    /// Adds what was counted since the last time, here and for the tenant.
-    fn add(&mut self, flow: &mut Flow, moved: Moved, session: &Welcomed, context: &Context) {
-        let figures = flow.take_figures();
-        let stats = &session.tenant.stats;
-        let add = |counter: &std::sync::atomic::AtomicU64, value: u64| counter.fetch_add(value, Ordering::Relaxed);
-        add(&stats.queries, figures.queries);
-        add(&stats.transactions, figures.transactions);
-        add(&stats.bytes_received, moved.received);
-        add(&stats.bytes_sent, moved.sent);
-        add(&stats.query_micros, moved.busy.as_micros() as u64);
-        for code in &figures.errors {
-            count_error(session, context, ErrorSource::Backend, code);
-        }
-        self.queries += figures.queries;
-        self.transactions += figures.transactions;
-        self.moved.received += moved.received;
-        self.moved.sent += moved.sent;
-        self.moved.busy += moved.busy;
-    }
-}
-
-fn count_error(session: &Welcomed, context: &Context, source: ErrorSource, sqlstate: &str) {
-    session.tenant.stats.errors.fetch_add(1, Ordering::Relaxed);
-    context.metrics.error(source, sqlstate);
-}
-
-/// Why a request gets no backend.
-enum NoBackend {
-    /// The client is told, and the session goes on.
-    Refused(PgError),
-    End(End),
-}
-
-/// What somebody waits for, unless the wait is cancelled, or the session told to end.
-async fn unless_over<T>(session: &Welcomed, wanted: impl Future<Output = T>) -> Result<T, NoBackend> {
-    let registration = &session.registration;
-    let mut wanted = std::pin::pin!(wanted);
-    let mut waits = false;
-    poll_fn(|cx| {
-        if let Poll::Ready(got) = wanted.as_mut().poll(cx) {
-            return Poll::Ready(Ok(got));
-        }
-        if !std::mem::replace(&mut waits, true) {
-            registration.waits();
-        }
-        registration.poll_wait_is_over(cx).map(|over| {
-            Err(match over {
-                WaitOver::Cancelled => NoBackend::Refused(PgError::error(
-                    sqlstate::QUERY_CANCELED,
-                    "canceling statement due to user request",
-                )),
-                WaitOver::Ended => NoBackend::End(End::Told(farewell(session))),
-            })
-        })
-    })
-    .await
-}
-
 /// When a pinned session has kept its backend too long.
 fn pin_deadline(session: &Welcomed, pinned: &Pinned) -> Option<std::pin::Pin<Box<tokio::time::Sleep>>> {
     let max = session.tenant.current().pool.max_pin_time?;
@@ -557,7 +550,11 @@ fn interrupted(order: Order, flow: &Flow) -> bool {
 
 /// What a session that is told to end tells its client.
 fn farewell(session: &Welcomed) -> PgError {
+    let standing = session.tenant.state();
     match session.tenant.is_retired() {
+        false if !standing.admits(&session.role, &session.tenant.current()) => {
+            standing.refusal(session.tenant.id.as_str())
+        }
         false => PgError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command"),
         true => {
             PgError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection: the tenant's configuration has changed")

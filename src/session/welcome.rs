@@ -13,6 +13,7 @@ use crate::backend::{CancelKey, CommandError, Parameters, Settings};
 use crate::config::PoolMode;
 use crate::metrics::{AuthMethod, AuthResult, ProtocolViolation};
 use crate::pool::{Checkout, CheckoutError, Pool, PoolName, Welcome};
+use crate::quota::Client as Place;
 use crate::sessions::{About, Order, Registration};
 use crate::tenant::Tenant;
 use crate::wire::{OptionsError, PgError, Severity, StartupParameters, messages, sqlstate};
@@ -30,10 +31,14 @@ pub struct Welcomed {
     pub registration: Registration,
     /// The backend of a session that keeps it.
     pub kept: Option<Checkout>,
+    /// It keeps its backend, and that may only read.
+    pub restricted: bool,
+    /// Its place among the tenant's clients.
+    _place: Place,
 }
 
 pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context) -> Result<Welcomed, Rejection> {
-    let Proven { tenant, role, database, backend_role, login, startup } = proven;
+    let Proven { tenant, role, database, backend_role, login, startup, place } = proven;
     let application_name = application_name(&startup);
     let mut mode = tenant.record().pool.mode;
     if startup.replication.is_some() {
@@ -88,10 +93,11 @@ pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context)
     messages::ready_idle(answers);
     let answers = client.answers.split();
     client.stream.write(&answers).await?;
-    if context.drain.phase() != crate::drain::Phase::Running || tenant.is_retired() {
+    let admitted = tenant.state().admits(&role, &tenant.current());
+    if context.drain.phase() != crate::drain::Phase::Running || tenant.is_retired() || !admitted {
         context.sessions.order(Order::Finish, |session| session.id == registration.id);
     }
-    Ok(Welcomed { tenant, role, pool, mode, settings, told, registration, kept })
+    Ok(Welcomed { tenant, role, pool, mode, settings, told, registration, kept, restricted: false, _place: place })
 }
 
 /// Cut off to 63 bytes, as PostgreSQL does (NAMEDATALEN - 1).

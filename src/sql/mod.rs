@@ -10,12 +10,14 @@ mod statement;
 #[cfg(test)]
 mod tests;
 mod words;
+mod writing;
 
 use std::ops::Range;
 
 use lex::{Kind, Lexer};
 pub use marks::Marks;
 use statement::Scan;
+pub use writing::asks_to_write;
 
 /// What the text of a request may do to its session.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

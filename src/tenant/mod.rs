@@ -17,9 +17,10 @@ pub use registry::{Change, Registry};
 pub use standing::Standing;
 pub use verifiers::{Credential, LookupError, Verifiers};
 
-use crate::config;
+use crate::config::{self, TenantState};
 use crate::metrics::TenantStats;
 use crate::quota::{Gates, QuotaLine, Usage, report};
+use crate::wire::PgError;
 
 /// A tenant's name, checked when its record was read.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,11 +81,25 @@ impl Tenant {
     }
 
     /// An operator's word, over the record's state until that is changed; none: the record's state again. Whoever calls
-    /// this has to wake the tenant's sessions (`Sessions::take_notice`), and to see to those that must end.
+    /// this has to see to the tenant's sessions: `admin::states::set` does both.
     pub fn set_state(&self, standing: Option<Standing>) {
         let standing = standing.unwrap_or_else(|| Standing::of(&self.record.load()));
         self.standing.send_replace(Arc::new(standing));
         self.set_gates();
+    }
+
+    /// Until the tenant is no longer paused, or has another place.
+    ///
+    /// # Errors
+    /// What a client is told that has waited as long as it may ([`config::Quota::pause_max`]).
+    pub async fn resumed(&self) -> Result<(), PgError> {
+        let mut standing = self.watch_state();
+        let resumed = standing.wait_for(|standing| standing.state != TenantState::Paused || self.is_retired());
+        // The sender is our own: it is there as long as we are.
+        match tokio::time::timeout(self.current().quota.pause_max, resumed).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.state().refusal(self.id.as_str())),
+        }
     }
 
     /// What has to be looked at on a request's way: one load.
@@ -143,5 +158,4 @@ fn same_place(old: &config::Tenant, new: &config::Tenant) -> bool {
         && old.databases == new.databases
         && old.service == new.service
         && old.pool.mode == new.pool.mode
-        && new.state == config::TenantState::Active
 }

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use crate::config::{self, TenantState};
 use crate::quota::{Gate, Gates};
+use crate::wire::{PgError, sqlstate};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +35,25 @@ impl Standing {
     pub(super) fn after(&self, old: &config::Tenant, new: &config::Tenant) -> Option<Standing> {
         let changed = old.state != new.state || old.state_reason != new.state_reason;
         changed.then(|| Standing { disabled: self.disabled, ..Standing::of(new) })
+    }
+
+    /// What a client is told that is kept out, or must go.
+    pub fn refusal(&self, tenant: &str) -> PgError {
+        let (text, hint) = match self.state {
+            TenantState::Suspended => (format!("tenant \"{tenant}\" is suspended"), "Ask the operator."),
+            TenantState::Maintenance => {
+                (format!("tenant \"{tenant}\" is under maintenance"), "Try again when it is over.")
+            }
+            TenantState::Paused => (format!("tenant \"{tenant}\" is paused"), "Try again in a while."),
+            TenantState::Active | TenantState::ReadOnly => {
+                (format!("tenant \"{tenant}\" takes no new clients"), "Ask the operator.")
+            }
+        };
+        let error = PgError::fatal(sqlstate::CANNOT_CONNECT_NOW, text).with_hint(hint);
+        match &self.reason {
+            Some(reason) => error.with_detail(reason.clone()),
+            None => error,
+        }
     }
 
     /// Whether this role may be in.

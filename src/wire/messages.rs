@@ -62,6 +62,14 @@ pub fn ssl_request(out: &mut BytesMut) {
     put(out, &SslRequest::new());
 }
 
+/// A NoticeResponse of ours (00000, successful completion).
+pub fn notice(out: &mut impl BufMut, message: &str, detail: &str) {
+    let text = |text: &str| text.replace('\0', " ");
+    let (message, detail) = (text(message), text(detail));
+    let parts = [&b"SNOTICE\0VNOTICE\0C00000\0M"[..], message.as_bytes(), b"\0D", detail.as_bytes(), b"\0\0"];
+    framed(out, backend::NOTICE, &parts);
+}
+
 /// A StartupMessage of protocol 3.0 towards a backend; written by hand, since pgwire sorts the parameters. None when it
 /// is longer than PostgreSQL takes.
 pub fn startup(user: &str, database: &str, parameters: &StartupParameters) -> Option<BytesMut> {

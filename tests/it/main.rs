@@ -31,6 +31,8 @@ mod pooling;
 mod prepared;
 mod prepared_bounds;
 mod prepared_pipelines;
+mod quotas;
+mod quotas_on_time;
 mod relay;
 mod reload;
 mod routing;

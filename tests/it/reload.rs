@@ -168,7 +168,8 @@ async fn a_suspended_tenant_is_told_so_and_resumes() {
     let mut idle = two.client(&two.acme).await;
     two.proxy.files.rewrite_tenant(&two.acme, &[("state", "suspended".into())]);
     two.proxy.reload().unwrap();
-    told_to_go(&mut idle).await;
+    assert_eq!(idle.expect_error("57P03").await.severity(), "FATAL");
+    assert!(idle.is_closed().await);
     let error = refusal(&two.proxy, &two.acme).await;
     assert_eq!((error.severity(), error.sqlstate()), ("FATAL", "57P03"));
     eventually!(crate::harness::stage::backends(&two.one, &two.acme).await == 0);

@@ -20,6 +20,7 @@ impl Serving {
             return Ok(false);
         }
         let Some(request) = self.flow.listen_request(self.client.received()) else { return Ok(false) };
+        Box::pin(self.wait_while_paused()).await?;
         match &request.change {
             ChannelChange::Listen(channel) => {
                 if Box::pin(self.listen(channel.clone())).await? == Heard::Elsewhere {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{End, Serving};
 use crate::backend::{Backend, CancelKey, CommandError, Doubt, Pins, Settings};
-use crate::metrics::{Label, Pin};
+use crate::metrics::{Label, Pin, QuotaName};
 use crate::pool::{Checkout, Pool};
 use crate::sessions::{PinnedTo, Session};
 use crate::wire::{HEADER, PgError};
@@ -142,8 +142,9 @@ impl Serving {
         for (name, value) in state.startup.iter().filter(|(name, _)| backend.in_force.get(name).is_none()) {
             wanted.set(name, value);
         }
-        self.session.settings = pool.share_settings(&Arc::new(wanted));
-        state.settled(self.session.settings.parse_context());
+        self.without_restriction(&mut wanted);
+        self.session.settings = self.session.pool.share_settings(&Arc::new(wanted));
+        self.flow.state.settled(self.session.settings.parse_context());
     }
 
     /// What a client is told that pinned one backend too many.
@@ -151,6 +152,7 @@ impl Serving {
         let max = self.session.tenant.current().pool.max_pins?;
         let now = self.session.tenant.stats.pins.load(Ordering::Relaxed);
         (now > i64::from(max)).then(|| {
+            self.session.tenant.stats.refuse(QuotaName::MaxPins);
             let error = PgError::fatal("53400", "too many sessions of this tenant keep a backend for themselves");
             error.with_detail(self.pins_of_this()).with_hint(format!(
                 "pool.max_pins is {max}. Avoid such session state, end it sooner, or ask for pool mode session."
@@ -160,6 +162,7 @@ impl Serving {
 
     /// What a client is told that kept its backend too long.
     pub(super) fn pinned_too_long(&self) -> PgError {
+        self.session.tenant.stats.refuse(QuotaName::MaxPinTime);
         let error = PgError::fatal("53400", "the session has kept a backend for itself for too long");
         error.with_detail(self.pins_of_this()).with_hint("See pool.max_pin_time; end such session state sooner.")
     }

@@ -112,6 +112,10 @@ const REPORTS: &[Report] = &[
         ("sv_idle", Int4), ("sv_used", Int4), ("sv_tested", Int4), ("sv_login", Int4), ("maxwait", Int4),
         ("maxwait_us", Int4), ("pool_mode", Text), ("load_balance_hosts", Text),
     ] },
+    Report { name: "QUOTAS", make: tenants::quotas, columns: &[
+        ("tenant", Text), ("tier", Text), ("quota", Text), ("unit", Text), ("limit", Text), ("used", Text),
+        ("used_percent", Int8), ("refused", Int8),
+    ] },
     Report { name: "SERVERS", columns: CONNECTIONS, make: connections::servers },
     Report { name: "SOCKETS", columns: SOCKETS, make: connections::sockets },
     Report { name: "STATE", make: process::state, columns: &[("key", Text), ("value", Text)] },

@@ -93,6 +93,29 @@ pub(super) fn tenants(view: View<'_>) -> Vec<Row> {
     sorted(view).into_iter().map(row).collect()
 }
 
+/// The limits that there are, by tenant.
+pub(super) fn quotas(view: View<'_>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for tenant in sorted(view) {
+        let record = tenant.record();
+        for line in tenant.quotas(backends(view.pools.counts(&tenant))) {
+            let Some(limit) = line.limit else { continue };
+            let percent = line.ratio().map(|ratio| (ratio * 100.0).round() as i64);
+            rows.push(row![
+                record.id.as_str(),
+                record.tier.as_deref(),
+                line.quota,
+                line.unit,
+                limit.to_string(),
+                line.used.map(|used| format!("{:.1}", used).trim_end_matches(".0").to_owned()),
+                percent,
+                line.refused,
+            ]);
+        }
+    }
+    rows
+}
+
 /// The pools of one (tenant, database, role): clients' startup parameters are no matter of PgBouncer's.
 #[derive(Default)]
 struct Sum {
