@@ -4,6 +4,7 @@ mod check;
 pub mod demo;
 mod route;
 mod serve;
+mod tenant;
 mod top;
 mod verifier;
 
@@ -35,6 +36,9 @@ enum Command {
     Check(ConfigArgs),
     /// Show which tenant, pool and instance a connection with these hints would get, and why.
     Route(route::RouteArgs),
+    /// Set a tenant's state in its record; a running proxy takes it over at once.
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
     /// Make a SCRAM-SHA-256 verifier for a tenant's record from a password on standard input.
     Verifier,
     /// Ask a running proxy whether it is ready; exit status 1 when not.
@@ -115,6 +119,7 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(args.source()),
         Command::Check(args) => check::run(&args.source()),
         Command::Route(args) => route::run(args),
+        Command::Tenant(command) => tenant::run(command),
         Command::Verifier => verifier::run(),
         Command::Health { address, endpoint } => match address {
             Some(address) => health::health(&Endpoint::at(address)),

@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::metrics::Held;
 use crate::pool::Pool;
+use crate::tenant::Tenant;
 use crate::wire::{HEADER, PgError, cstr, sqlstate};
 use books::NoPlace;
 use hub::{Answer, Hub};
@@ -53,6 +54,13 @@ pub enum Heard {
 }
 
 impl Hubs {
+    /// How many backends listen for a tenant's clients, or are being got for that.
+    pub fn count(&self, tenant: &Arc<Tenant>) -> usize {
+        let address = Arc::as_ptr(tenant) as usize;
+        let hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        hubs.keys().filter(|place| place.tenant == address).count()
+    }
+
     /// Lets a client listen to a channel, named as PostgreSQL keeps it. `listener` is there as long as the client listens
     /// to anything. Cancel safe: dropped before its end, it leaves everything as it was.
     ///

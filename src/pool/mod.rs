@@ -7,7 +7,7 @@ pub mod ledger;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
 
@@ -58,6 +58,8 @@ struct TenantPools {
     roles: Mutex<HashMap<RoleName, RolePools>>,
     /// See [`Statements`].
     schema: Arc<AtomicU64>,
+    /// When its backends were last told to close.
+    evicted: Mutex<Option<SystemTime>>,
 }
 
 /// A role in a database.
@@ -182,6 +184,7 @@ impl Pools {
             key,
             roles: Mutex::default(),
             schema: Arc::default(),
+            evicted: Mutex::default(),
         });
         shared.tenants.insert(address(tenant), pools.clone());
         Ok(pools)
@@ -256,6 +259,12 @@ impl Pools {
         if let Some(pools) = of_tenant {
             pools.evict();
         }
+    }
+
+    /// When a tenant's backends were last told to close, if ever: older ones go at their release.
+    pub fn evicted(&self, tenant: &Arc<Tenant>) -> Option<SystemTime> {
+        let of_tenant = self.shared().tenants.get(&address(tenant)).cloned();
+        of_tenant.and_then(|pools| *pools.evicted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether the tenant has no backend left, closing ones included.
@@ -355,6 +364,7 @@ impl TenantPools {
     }
 
     fn evict(&self) {
+        *self.evicted.lock().unwrap_or_else(PoisonError::into_inner) = Some(SystemTime::now());
         for pool in self.pools() {
             pool.instance.evict(pool.key);
         }

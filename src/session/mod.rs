@@ -68,6 +68,7 @@ impl admin_console::Proxy for Context {
             config: &self.config,
             registry: &self.registry,
             pools: &self.pools,
+            hubs: &self.hubs,
             sessions: &self.sessions,
             drain: &self.drain,
             console: &self.console,

@@ -219,24 +219,29 @@ impl Serving {
             return Err(NoBackend::Refused(error));
         }
         self.notice.reset();
-        // Who keeps its backend is asked when its request is here.
-        if self.session.tenant.gates().bar() && (self.session.kept.is_none() || !self.client.received().is_empty()) {
-            Box::pin(self.ask_to_begin()).await?;
-        }
-        if let Some(mut kept) = self.session.kept.take() {
-            kept.since = Instant::now();
-            self.restrict_own(&mut kept).await?;
-            return self.ready(kept).await;
-        }
-        let Serving { session, client, patience, notice, .. } = self;
-        let checkout = session.pool.checkout_with(patience);
-        let checkout = patiently(session, client, notice, Cause::Backend, checkout).await?;
-        let mut checkout = checkout.map_err(|error| self.without_backend(&error))?;
-        if self.session.tenant.gates().has(Gate::Paused) {
+        let mut checkout = loop {
+            // Who keeps its backend is asked when its request is here.
+            let bar = self.session.tenant.gates().bar();
+            if bar && (self.session.kept.is_none() || !self.client.received().is_empty()) {
+                Box::pin(self.ask_to_begin()).await?;
+            }
+            if let Some(mut kept) = self.session.kept.take() {
+                kept.since = Instant::now();
+                if self.restricts_own() {
+                    Box::pin(self.restrict_own(&mut kept)).await?;
+                }
+                return self.ready(kept).await;
+            }
+            let Serving { session, client, patience, notice, .. } = self;
+            let checkout = session.pool.checkout_with(patience);
+            let checkout = patiently(session, client, notice, Cause::Backend, checkout).await?;
+            let checkout = checkout.map_err(|error| self.without_backend(&error))?;
+            if !self.session.tenant.gates().has(Gate::Paused) {
+                break checkout;
+            }
             // Since it was asked for.
             checkout.release();
-            return Box::pin(self.backend()).await;
-        }
+        };
         let registration = &self.session.registration;
         let reads = self.session.pool.statements.reads_sequences.load(Ordering::Relaxed);
         match checkout.serve(registration.id, always_reset(&self.session.pool), reads).await {

@@ -17,9 +17,9 @@ pub use registry::{Change, Registry};
 pub use standing::Standing;
 pub use verifiers::{Credential, LookupError, Verifiers};
 
-use crate::config::{self, TenantState};
+use crate::config;
 use crate::metrics::TenantStats;
-use crate::quota::{Gates, QuotaLine, Usage, report};
+use crate::quota::{Gate, Gates, QuotaLine, Usage, report};
 use crate::wire::PgError;
 
 /// A tenant's name, checked when its record was read.
@@ -84,8 +84,13 @@ impl Tenant {
     /// this has to see to the tenant's sessions: `admin::states::set` does both.
     pub fn set_state(&self, standing: Option<Standing>) {
         let standing = standing.unwrap_or_else(|| Standing::of(&self.record.load()));
+        self.stand(standing, &self.record.load());
+    }
+
+    /// The gates first: whoever is woken looks at them.
+    fn stand(&self, standing: Standing, record: &config::Tenant) {
+        self.gates.store((Gates::of(&record.quota) | standing.gates()).bits(), Ordering::Release);
         self.standing.send_replace(Arc::new(standing));
-        self.set_gates();
     }
 
     /// Until the tenant is no longer paused, or has another place.
@@ -94,7 +99,7 @@ impl Tenant {
     /// What a client is told that has waited as long as it may ([`config::Quota::pause_max`]).
     pub async fn resumed(&self) -> Result<(), PgError> {
         let mut standing = self.watch_state();
-        let resumed = standing.wait_for(|standing| standing.state != TenantState::Paused || self.is_retired());
+        let resumed = standing.wait_for(|_| !self.gates().has(Gate::Paused) || self.is_retired());
         // The sender is our own: it is there as long as we are.
         match tokio::time::timeout(self.current().quota.pause_max, resumed).await {
             Ok(_) => Ok(()),
@@ -107,11 +112,6 @@ impl Tenant {
         Gates::from_bits(self.gates.load(Ordering::Relaxed))
     }
 
-    fn set_gates(&self) {
-        let gates = Gates::of(&self.record.load().quota) | self.standing.borrow().gates();
-        self.gates.store(gates.bits(), Ordering::Relaxed);
-    }
-
     /// Use against quotas; `backends` are the tenant's open ones now.
     pub fn quotas(&self, backends: u32) -> Vec<QuotaLine> {
         report(&self.current(), &self.usage, &self.stats, backends)
@@ -120,11 +120,9 @@ impl Tenant {
     /// Takes over a record of the same place.
     fn adopt(&self, record: &Arc<config::Tenant>) {
         let old = self.record.swap(record.clone());
-        let standing = Standing::after(&self.standing.borrow(), &old, record);
-        if let Some(standing) = standing {
-            self.standing.send_replace(Arc::new(standing));
-        }
-        self.set_gates();
+        let before = self.state();
+        let standing = before.after(&old, record).unwrap_or_else(|| (*before).clone());
+        self.stand(standing, record);
         self.usage.adopt(&old.quota, &record.quota, std::time::Instant::now());
     }
 

@@ -378,9 +378,10 @@ async fn commands_act_on_the_tenant_that_they_name() {
     console.query("KILL acme").await.unwrap();
     two.expect_error("57P01").await;
     assert_eq!(value(&mut other, "SELECT 1").await, "1");
+    // Its clients may come again, and wait until it is resumed.
+    console.query("RESUME acme").await.unwrap();
     connect(&proxy, &scene.acme).await;
     assert_eq!(console.failure("KILL nosuch").await, "3D000");
-    assert_eq!(console.failure("PAUSE acme").await, "0A000");
 }
 
 #[tokio::test]

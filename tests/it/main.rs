@@ -39,6 +39,8 @@ mod routing;
 mod session_mode;
 mod startup;
 mod state;
+mod states;
+mod states_by_console;
 mod tidy;
 mod top;
 mod transparent;

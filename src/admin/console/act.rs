@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::command::Act;
-use super::{Request, View};
+use super::{Request, View, standing};
 use crate::sessions::Order;
 use crate::tenant::Tenant;
 use crate::wire::{PgError, sqlstate};
@@ -19,12 +19,7 @@ pub(super) async fn run(act: Act, operator: &str, view: View<'_>) -> Result<&'st
             view.console.requests.send(Request::Shutdown(how)).map_err(|_| ending())?;
             Ok("SHUTDOWN")
         }
-        Act::Kill(name) => {
-            let tenant = tenant(&name, view)?;
-            view.sessions.order(Order::End, |session| Arc::ptr_eq(&session.tenant, &tenant));
-            view.pools.evict(&tenant);
-            Ok("KILL")
-        }
+        Act::Change(change) => standing::run(change, operator, view).await,
         Act::KillClient(id) => match view.sessions.order(Order::End, |session| session.id == id) {
             0 => Err(PgError::error("22023", format!("no client {id}")).with_hint("SHOW CLIENTS has their ids.")),
             _ => Ok("KILL_CLIENT"),
@@ -36,10 +31,6 @@ pub(super) async fn run(act: Act, operator: &str, view: View<'_>) -> Result<&'st
             }
             Ok("RECONNECT")
         }
-        Act::Absent(name, remedy) => {
-            let text = format!("{} is not available in pgtenant {}", name.to_uppercase(), env!("CARGO_PKG_VERSION"));
-            Err(PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).with_hint(remedy))
-        }
         Act::Setting(name) => {
             let text = format!("\"{name}\" cannot be set here");
             let hint = "Change proxy.toml, or the tenant's record; RELOAD takes it over at once.";
@@ -48,7 +39,7 @@ pub(super) async fn run(act: Act, operator: &str, view: View<'_>) -> Result<&'st
     }
 }
 
-fn tenant(name: &str, view: View<'_>) -> Result<Arc<Tenant>, PgError> {
+pub(super) fn tenant(name: &str, view: View<'_>) -> Result<Arc<Tenant>, PgError> {
     view.registry.get(name).ok_or_else(|| {
         PgError::error("3D000", format!("no such database: {name}")).with_hint("SHOW TENANTS has their names.")
     })

@@ -2,6 +2,8 @@
 
 use super::Shutdown;
 use super::reports::{self, Report};
+use super::standing::Change;
+use crate::config::TenantState;
 use crate::tenant::route::Hints;
 use crate::wire::{PgError, StartupOptions};
 
@@ -20,16 +22,6 @@ const PARAMETERS: [&str; 11] = [
     "standard_conforming_strings",
     "statement_timeout",
     "timezone",
-];
-
-/// PgBouncer's commands that have nothing to act on here yet, and what to do instead.
-const ABSENT: [(&str, &str); 6] = [
-    ("pause", "Tenants cannot be paused yet."),
-    ("resume", "Tenants cannot be paused yet."),
-    ("suspend", "Tenants cannot be paused yet."),
-    ("disable", "Set state = \"suspended\" in the tenant's record; RELOAD takes it over at once."),
-    ("enable", "Set state = \"active\" in the tenant's record; RELOAD takes it over at once."),
-    ("wait_close", "SHOW SERVERS shows which backends are left after RECONNECT."),
 ];
 
 /// One statement.
@@ -58,12 +50,11 @@ pub(super) struct Route {
 pub(super) enum Act {
     Reload,
     Shutdown(Shutdown),
-    Kill(String),
+    /// Of tenants' states.
+    Change(Change),
     KillClient(u32),
     /// None: all tenants.
     Reconnect(Option<String>),
-    /// Of PgBouncer's, and not of ours yet: name, remedy.
-    Absent(&'static str, &'static str),
     /// SET of something that is no session parameter.
     Setting(String),
 }
@@ -123,17 +114,15 @@ fn set(words: &[&str]) -> Result<Command, PgError> {
 }
 
 fn act(words: &[&str], tokens: &[Token]) -> Result<Act, PgError> {
-    if let Some((name, remedy)) = ABSENT.iter().find(|(name, _)| *name == words[0]) {
-        return Ok(Act::Absent(name, remedy));
-    }
     let tenant = || tokens[1].text();
+    if let Some(change) = change(words, tokens)? {
+        return Ok(Act::Change(change));
+    }
     match words {
         ["reload"] => Ok(Act::Reload),
         ["shutdown"] => Ok(Act::Shutdown(Shutdown::Now)),
         ["shutdown", "wait_for_servers"] => Ok(Act::Shutdown(Shutdown::Transactions)),
         ["shutdown", "wait_for_clients"] => Ok(Act::Shutdown(Shutdown::Clients)),
-        ["kill"] => Err(PgError::error(SYNTAX_ERROR, "a tenant is required").with_hint("Write KILL <tenant>.")),
-        ["kill", _] => Ok(Act::Kill(tenant())),
         ["kill_client", id] => id.parse().map(Act::KillClient).map_err(|_| {
             PgError::error(SYNTAX_ERROR, format!("\"{id}\" is no client")).with_hint("SHOW CLIENTS has their ids.")
         }),
@@ -141,6 +130,35 @@ fn act(words: &[&str], tokens: &[Token]) -> Result<Act, PgError> {
         ["reconnect", _] => Ok(Act::Reconnect(Some(tenant()))),
         _ => Err(unknown(&tokens.iter().map(Token::text).collect::<Vec<_>>().join(" "))),
     }
+}
+
+/// A command of tenants' states, if it is one.
+fn change(words: &[&str], tokens: &[Token]) -> Result<Option<Change>, PgError> {
+    let tenant = || tokens[1].text();
+    let state = |state| {
+        let reason = tokens.get(2).map(Token::text);
+        Some(Change::State(tenant(), state, reason))
+    };
+    Ok(match words {
+        ["kill" | "disable" | "enable" | "read_only" | "maintenance"] => {
+            let hint = format!("Write {} <tenant>.", words[0].to_uppercase());
+            return Err(PgError::error(SYNTAX_ERROR, "a tenant is required").with_hint(hint));
+        }
+        ["pause"] => Some(Change::Pause(None)),
+        ["pause", _] => Some(Change::Pause(Some(tenant()))),
+        ["resume"] => Some(Change::Resume(None)),
+        ["resume", _] => Some(Change::Resume(Some(tenant()))),
+        ["suspend"] => Some(Change::SuspendAll),
+        ["suspend", _] | ["suspend", _, _] => state(TenantState::Suspended),
+        ["maintenance", _] | ["maintenance", _, _] => state(TenantState::Maintenance),
+        ["read_only", _] | ["read_only", _, _] => state(TenantState::ReadOnly),
+        ["disable", _] => Some(Change::Disable(tenant())),
+        ["enable", _] => Some(Change::Enable(tenant())),
+        ["kill", _] => Some(Change::Kill(tenant())),
+        ["wait_close"] => Some(Change::WaitClose(None)),
+        ["wait_close", _] => Some(Change::WaitClose(Some(tenant()))),
+        _ => None,
+    })
 }
 
 /// In PgBouncer's words.
@@ -256,11 +274,15 @@ mod tests {
 
     #[test]
     fn reads_commands_in_any_case_with_comments_and_quotes() {
-        assert_eq!(acts("/* agent */ Reload; -- now\n kill \"ac\"\"me\""), [Act::Reload, Act::Kill("ac\"me".into())]);
+        assert_eq!(
+            acts("/* agent */ Reload; -- now\n kill \"ac\"\"me\""),
+            [Act::Reload, Act::Change(Change::Kill("ac\"me".into()))]
+        );
         assert_eq!(acts("SHUTDOWN WAIT_FOR_CLIENTS;"), [Act::Shutdown(Shutdown::Clients)]);
         assert_eq!(acts("RECONNECT; RECONNECT acme"), [Act::Reconnect(None), Act::Reconnect(Some("acme".into()))]);
         assert_eq!(acts("SET max_client_conn = 5"), [Act::Setting("max_client_conn".into())]);
-        assert!(matches!(acts("PAUSE acme")[..], [Act::Absent("pause", _)]));
+        let suspended = Change::State("acme".into(), TenantState::Suspended, Some("not paid".into()));
+        assert_eq!(acts("PAUSE; SUSPEND acme 'not paid'"), [Act::Change(Change::Pause(None)), Act::Change(suspended)]);
         let shown = parse("show stats_totals;").unwrap();
         assert!(matches!(&shown[..], [Command::Show(report)] if report.name == "STATS_TOTALS"));
         assert!(matches!(parse("SET extra_float_digits TO 2").unwrap()[..], [Command::Set]));

@@ -8,6 +8,7 @@ mod averages;
 mod command;
 mod protocol;
 mod reports;
+mod standing;
 mod table;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use crate::admin::survey::Survey;
 use crate::auth::{Mock, ScramVerifier, Verifier, VerifierError};
 use crate::config::{self, Access, Config};
 use crate::drain::Drain;
+use crate::listen::Hubs;
 use crate::pool::Pools;
 use crate::sessions::{ClientCap, Sessions};
 use crate::tenant::Registry;
@@ -45,6 +47,7 @@ pub struct View<'a> {
     pub config: &'a ArcSwap<Config>,
     pub registry: &'a Registry,
     pub pools: &'a Pools,
+    pub hubs: &'a Hubs,
     pub sessions: &'a Sessions,
     pub drain: &'a Drain,
     pub console: &'a Console,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::read_only;
 use super::wait::{Cause, patiently};
 use super::watch::{Late, Watch};
-use super::{End, NoBackend, Serving};
+use super::{End, NoBackend, Serving, farewell};
 use crate::config::Quota;
 use crate::metrics::QuotaName;
 use crate::pool::CheckoutError;
@@ -50,7 +50,12 @@ impl Serving {
         }
         let Serving { session, client, notice, .. } = self;
         let resumed = patiently(session, client, notice, Cause::Pause, session.tenant.resumed()).await?;
-        resumed.map_err(|refusal| NoBackend::End(End::Told(refusal)))
+        match resumed {
+            Err(refusal) => Err(NoBackend::End(End::Told(refusal))),
+            // What was held back must not reach the place that the tenant has left.
+            Ok(()) if session.tenant.is_retired() => Err(NoBackend::End(End::Told(farewell(session)))),
+            Ok(()) => Ok(()),
+        }
     }
 
     fn refusal(&self, short: &Short) -> NoBackend {

@@ -62,13 +62,15 @@ impl Serving {
         }
     }
 
-    /// The same for a client that has its backend to itself: before each transaction, since it may have reset it.
+    /// Whether a client has its backend to itself, and that has to be told what transactions may do.
+    pub(super) fn restricts_own(&self) -> bool {
+        let concerned = self.session.tenant.gates().has(Gate::ReadOnly) || self.session.restricted;
+        concerned && self.session.mode == PoolMode::Session && !self.session.pool.name.is_walsender()
+    }
+
+    /// Tells it: before each transaction, since the client may have reset it.
     pub(super) async fn restrict_own(&mut self, kept: &mut Checkout) -> Result<(), NoBackend> {
         let read_only = self.session.tenant.gates().has(Gate::ReadOnly);
-        let concerned = self.session.mode == PoolMode::Session && !self.session.pool.name.is_walsender();
-        if !concerned || !read_only && !self.session.restricted {
-            return Ok(());
-        }
         let words = match read_only {
             true => "SET default_transaction_read_only TO on",
             false => "RESET default_transaction_read_only",

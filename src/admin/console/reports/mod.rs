@@ -36,7 +36,9 @@ pub(super) fn help() -> String {
     let names: Vec<&str> = REPORTS.iter().map(|report| report.name).collect();
     format!(
         "Console usage\n\tSHOW HELP|{}\n\tEXPLAIN ROUTE [user=…] [database=…] [options='…'] [sni=…] [certificate=…]\n\t\
-         RELOAD\n\tRECONNECT [<tenant>]\n\tKILL <tenant>\n\tKILL_CLIENT <client_id>\n\tSHUTDOWN\n\t\
+         RELOAD\n\tRECONNECT [<tenant>]\n\tWAIT_CLOSE [<tenant>]\n\tPAUSE [<tenant>]\n\tRESUME [<tenant>]\n\t\
+         SUSPEND\n\tSUSPEND|MAINTENANCE|READ_ONLY <tenant> ['reason']\n\tDISABLE <tenant>\n\tENABLE <tenant>\n\t\
+         KILL <tenant>\n\tKILL_CLIENT <client_id>\n\tSHUTDOWN\n\t\
          SHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n",
         names.join("|")
     )
@@ -136,7 +138,8 @@ const REPORTS: &[Report] = &[
         ("waiting", Int4), ("pins", Int4), ("backends_active", Int4), ("backends_idle", Int4),
         ("backends_connecting", Int4), ("max_backends", Int4), ("queries", Int8), ("transactions", Int8),
         ("bytes_received", Int8), ("bytes_sent", Int8), ("wait_us", Int8), ("query_us", Int8), ("errors", Int8),
-        ("logins", Int8), ("login_failures", Int8),
+        ("logins", Int8), ("login_failures", Int8), ("tier", Text), ("disabled", Int4), ("state_reason", Text),
+        ("state_by", Text),
     ] },
     Report { name: "TOTALS", make: stats::totals, columns: &[("name", Text), ("value", Numeric)] },
     Report { name: "USERS", make: tenants::users, columns: &[

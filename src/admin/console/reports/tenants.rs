@@ -38,7 +38,7 @@ fn backends(counts: Counts) -> u32 {
 
 pub(super) fn databases(view: View<'_>) -> Vec<Row> {
     let row = |tenant: Arc<Tenant>| {
-        let record = tenant.record();
+        let (record, standing) = (tenant.record(), tenant.state());
         let (host, port) = host_and_port(&record.instance.address);
         let pool = &record.pool;
         row![
@@ -55,10 +55,10 @@ pub(super) fn databases(view: View<'_>) -> Vec<Row> {
             Option::<&str>::None,
             pool.max_backends,
             backends(view.pools.counts(&tenant)),
-            0,
+            record.quota.max_clients.unwrap_or_default(),
             tenant.stats.clients.load(Relaxed),
-            0,
-            record.state == TenantState::Suspended,
+            standing.state == TenantState::Paused,
+            standing.disabled || standing.state == TenantState::Suspended,
         ]
     };
     sorted(view).into_iter().map(row).collect()
@@ -67,10 +67,11 @@ pub(super) fn databases(view: View<'_>) -> Vec<Row> {
 pub(super) fn tenants(view: View<'_>) -> Vec<Row> {
     let row = |tenant: Arc<Tenant>| {
         let (record, stats, counts) = (tenant.record(), &tenant.stats, view.pools.counts(&tenant));
+        let standing = tenant.state();
         row![
             record.id.as_str(),
             record.instance.name.as_str(),
-            record.state.text(),
+            standing.state.text(),
             record.pool.mode.text(),
             stats.clients.load(Relaxed),
             stats.waiting.load(Relaxed),
@@ -88,6 +89,10 @@ pub(super) fn tenants(view: View<'_>) -> Vec<Row> {
             stats.errors.load(Relaxed),
             stats.logins.load(Relaxed),
             stats.login_failures.load(Relaxed),
+            record.tier.as_deref(),
+            standing.disabled,
+            standing.reason.as_deref(),
+            standing.by.as_deref(),
         ]
     };
     sorted(view).into_iter().map(row).collect()
