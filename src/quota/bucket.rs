@@ -66,6 +66,11 @@ impl Bucket {
         self.paid.load(Relaxed).saturating_sub(now).saturating_sub(rate.credit())
     }
 
+    /// Units that are not paid for yet, within the burst or beyond it.
+    pub fn owed(&self, rate: Rate, now: u64) -> f64 {
+        self.paid.load(Relaxed).saturating_sub(now) as f64 * rate.units as f64 / rate.per as f64
+    }
+
     /// The rate has changed: what is owed stays the same number of units.
     pub fn rescale(&self, old: Rate, new: Rate, now: u64) {
         let _ = self.paid.fetch_update(Relaxed, Relaxed, |paid| {

@@ -138,13 +138,15 @@ impl Usage {
         for (name, rate, bucket) in self.paid_afterwards(quota) {
             let wait = rate.map_or(0, |rate| bucket.wait(rate, moment));
             if wait > 0 {
-                return Err(self.short(quota, name, wait));
+                return Err(self.short(quota, name, moment, wait));
             }
         }
         let Some(rate) = transactions(quota) else { return Ok(Duration::ZERO) };
         let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
         let reserved = self.transactions.reserve(rate, 1, moment, most);
-        reserved.map(Duration::from_nanos).map_err(|wait| self.short(quota, QuotaName::TransactionsPerSecond, wait))
+        reserved
+            .map(Duration::from_nanos)
+            .map_err(|wait| self.short(quota, QuotaName::TransactionsPerSecond, moment, wait))
     }
 
     /// A reserved transaction does not begin after all.
@@ -259,11 +261,21 @@ impl Usage {
         ]
     }
 
-    fn short(&self, quota: &Quota, name: QuotaName, wait: u64) -> Short {
+    /// Use is what has not been paid for yet: what the burst allows, or more.
+    fn short(&self, quota: &Quota, name: QuotaName, moment: u64, wait: u64) -> Short {
+        let owed = |bucket: &Bucket, rate: Option<Rate>| rate.map_or(0.0, |rate| bucket.owed(rate, moment));
         let (limit, used) = match name {
-            QuotaName::BytesPerSecond => (quota.bytes_per_second.unwrap_or_default() as f64, self.rate(1)),
-            QuotaName::BackendSeconds => (quota.backend_seconds_per_minute.unwrap_or_default().into(), self.rate(2)),
-            _ => (quota.transactions_per_second.unwrap_or_default().into(), self.rate(0)),
+            QuotaName::BytesPerSecond => {
+                (quota.bytes_per_second.unwrap_or_default() as f64, owed(&self.bytes, bytes_rate(quota)))
+            }
+            QuotaName::BackendSeconds => {
+                let used = owed(&self.backend_time, backend_rate(quota)) / 1e6;
+                (quota.backend_seconds_per_minute.unwrap_or_default().into(), used)
+            }
+            _ => {
+                let used = owed(&self.transactions, transactions(quota));
+                (quota.transactions_per_second.unwrap_or_default().into(), used)
+            }
         };
         Short { quota: name, limit, used, wait: Some(Duration::from_nanos(wait)) }
     }

@@ -41,7 +41,7 @@ impl Short {
 
 /// Without a fraction where there is none worth a word.
 fn number(value: f64) -> String {
-    if value >= 100.0 || value.fract() < 0.05 { format!("{value:.0}") } else { format!("{value:.1}") }
+    if value >= 100.0 || (value - value.round()).abs() < 0.05 { format!("{value:.0}") } else { format!("{value:.1}") }
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ mod prepared;
 mod prepared_bounds;
 mod prepared_pipelines;
 mod quotas;
+mod quotas_in_drivers;
 mod quotas_on_time;
 mod relay;
 mod reload;
