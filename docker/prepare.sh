@@ -12,7 +12,7 @@ chmod 700 local
 mkdir -p local/secrets local/certs local/ca
 chmod 755 local/secrets local/certs
 
-for name in postgres acme_app globex_app; do
+for name in postgres acme_app globex_app http_token; do
     file=local/secrets/$name
     [ -s "$file" ] || openssl rand -hex 24 | tr -d '\n' > "$file"
     chmod 644 "$file"
@@ -39,4 +39,6 @@ cat <<'TEXT'
 Ready. Start with:   docker compose -f docker/compose.yaml up --build
 Then, for example:   PGPASSWORD=$(cat docker/local/secrets/acme_app) psql "host=acme.db.localhost hostaddr=127.0.0.1 \
   port=6432 user=app dbname=acme sslmode=verify-full sslrootcert=docker/local/ca/ca.crt" -c "TABLE marker"
+The page:            http://127.0.0.1:9930 (it asks for the token: docker/local/secrets/http_token)
+Dashboards:          http://127.0.0.1:3000
 TEXT

@@ -80,6 +80,7 @@ pub fn publish(loaded: Loaded, context: &Context) {
     if !change.retired.is_empty() {
         context.sessions.order(Order::Finish, |session| session.tenant.is_retired());
     }
+    context.metrics.set_max_backends(config.instances.values().map(|it| (it.name.as_str(), it.max_backends)));
     if let Some(tls) = &tls {
         let certificates = tls.certificates();
         let expiry = certificates.all().iter().map(|it| (it.name.as_str(), it.facts.not_after.unix_timestamp()));

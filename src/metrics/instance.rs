@@ -8,12 +8,6 @@ use super::{Held, counter_vec, gauge_vec, histogram_vec};
 /// One instance's series; cheap to add to, shared by all pools of the instance.
 #[derive(Debug)]
 pub struct InstanceMetrics {
-    /// Seconds a client waited for a backend, immediate checkouts included.
-    pub queue_wait: Histogram,
-    /// Seconds from a request sent to a backend to its answer's end.
-    pub query: Histogram,
-    /// Seconds from checkout to release in transaction mode.
-    pub transaction: Histogram,
     /// Seconds from TCP connect to a logged-in, identified backend; successes only.
     pub connect: Histogram,
     connects: Vec<IntCounter>,
@@ -24,6 +18,30 @@ pub struct InstanceMetrics {
     listen_backends: IntGauge,
     /// Requests turned away because the queue for the instance stood.
     pub shed: IntCounter,
+}
+
+/// What clients of one tier get from one instance; cheap to add to, shared by all their pools there.
+#[derive(Debug)]
+pub struct TierMetrics {
+    /// Seconds a client waited for a backend, immediate checkouts included.
+    pub queue_wait: Histogram,
+    /// Seconds from a request sent to a backend to its answer's end.
+    pub query: Histogram,
+    /// Seconds from checkout to release in transaction mode.
+    pub transaction: Histogram,
+    failures: IntCounter,
+}
+
+impl TierMetrics {
+    /// Counts an error of our own that a client was sent, unless somebody asked for it: an operator with a limit or an
+    /// order, or the client with a cancel request.
+    pub fn error(&self, sqlstate: &str) {
+        // No connection, no resources, a fault of ours; insufficient_resources but for its configured limits.
+        let class = sqlstate.get(..2).unwrap_or_default();
+        if matches!(class, "08" | "58" | "XX") || class == "53" && sqlstate != "53400" {
+            self.failures.inc();
+        }
+    }
 }
 
 impl InstanceMetrics {
@@ -70,6 +88,7 @@ pub(super) struct Families {
     listeners: IntGaugeVec,
     listen_backends: IntGaugeVec,
     shed: IntCounterVec,
+    failures: IntCounterVec,
 }
 
 /// Upper bounds in seconds. A query through a proxy on a local network takes about 200 µs.
@@ -80,12 +99,25 @@ const CONNECT: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 impl Families {
     pub(super) fn register(registry: &Registry) -> Self {
         let instance = &["instance_name"];
-        let histogram = |name, help, bounds| histogram_vec(registry, name, help, instance, bounds);
+        let tier = &["instance_name", "tier"];
+        let histogram = |name, help, bounds| histogram_vec(registry, name, help, tier, bounds);
         Self {
             queue_wait: histogram("pgtenant_queue_wait_seconds", "Time clients waited for a backend.", WAIT),
             query: histogram("pgtenant_query_seconds", "Time from request to the end of its answer.", QUERY),
             transaction: histogram("pgtenant_transaction_seconds", "Time a transaction held its backend.", QUERY),
-            connect: histogram("pgtenant_backend_connect_seconds", "Time to open a backend, login included.", CONNECT),
+            failures: counter_vec(
+                registry,
+                "pgtenant_failures_total",
+                "Requests that failed because no backend was to be had, or because it was lost.",
+                tier,
+            ),
+            connect: histogram_vec(
+                registry,
+                "pgtenant_backend_connect_seconds",
+                "Time to open a backend, login included.",
+                instance,
+                CONNECT,
+            ),
             connects: counter_vec(
                 registry,
                 "pgtenant_backend_connects_total",
@@ -128,9 +160,6 @@ impl Families {
 
     pub(super) fn instance(&self, name: &str) -> InstanceMetrics {
         InstanceMetrics {
-            queue_wait: self.queue_wait.with_label_values(&[name]),
-            query: self.query.with_label_values(&[name]),
-            transaction: self.transaction.with_label_values(&[name]),
             connect: self.connect.with_label_values(&[name]),
             connects: ConnectResult::ALL
                 .iter()
@@ -145,12 +174,28 @@ impl Families {
         }
     }
 
+    pub(super) fn tier(&self, instance: &str, tier: &str) -> TierMetrics {
+        let labels = &[instance, tier];
+        TierMetrics {
+            queue_wait: self.queue_wait.with_label_values(labels),
+            query: self.query.with_label_values(labels),
+            transaction: self.transaction.with_label_values(labels),
+            failures: self.failures.with_label_values(labels),
+        }
+    }
+
+    /// Takes off what [`Families::tier`] made.
+    pub(super) fn remove_tier(&self, instance: &str, tier: &str) {
+        for family in [&self.queue_wait, &self.query, &self.transaction] {
+            // The error says that there was no such series, which is what we want.
+            let _ = family.remove_label_values(&[instance, tier]);
+        }
+        let _ = self.failures.remove_label_values(&[instance, tier]);
+    }
+
     /// Takes an instance's series off; handles still in use count into nothing.
     pub(super) fn remove(&self, name: &str) {
-        for family in [&self.queue_wait, &self.query, &self.transaction, &self.connect] {
-            // The error says that there was no such series, which is what we want.
-            let _ = family.remove_label_values(&[name]);
-        }
+        let _ = self.connect.remove_label_values(&[name]);
         for result in ConnectResult::ALL {
             let _ = self.connects.remove_label_values(&[name, result.text()]);
         }

@@ -12,13 +12,13 @@ mod text;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-pub use instance::InstanceMetrics;
+pub use instance::{InstanceMetrics, TierMetrics};
 pub use labels::{
     AuthMethod, AuthResult, CancelResult, ConnectResult, ErrorSource, Label, Outcome, Pin, ProtocolViolation,
     QuotaName, Refusal, TlsVersion,
@@ -29,12 +29,21 @@ use instance::Families;
 use tenants::Board;
 use text::Text;
 
+/// The tier label of tenants that have none.
+const NO_TIER: &str = "none";
+
 /// All series of this process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     instances: Families,
     known_instances: Mutex<BTreeMap<String, Arc<InstanceMetrics>>>,
+    /// By instance and tier.
+    known_tiers: Mutex<BTreeMap<(String, String), Arc<TierMetrics>>>,
+    max_backends: IntGaugeVec,
+    /// Since when what is in use may differ from what is in the files.
+    stale_since: Mutex<Option<Instant>>,
+    staleness: Gauge,
     board: Mutex<Board>,
     clients: IntGauge,
     pools: IntGauge,
@@ -66,6 +75,19 @@ impl Metrics {
         Arc::new(Self {
             instances: Families::register(r),
             known_instances: Mutex::default(),
+            known_tiers: Mutex::default(),
+            max_backends: gauge_vec(
+                r,
+                "pgtenant_instance_max_backends",
+                "Backends that the instance may have, all tenants together.",
+                &["instance_name"],
+            ),
+            stale_since: Mutex::default(),
+            staleness: seconds_gauge(
+                r,
+                "pgtenant_registry_stale_seconds",
+                "For how long the tenants in use may have been others than those on record; 0 while they are the same.",
+            ),
             board: Mutex::default(),
             clients: gauge(r, "pgtenant_clients", "Logged-in clients."),
             pools: gauge(r, "pgtenant_pools", "Pools that somebody uses or may use again."),
@@ -134,8 +156,32 @@ impl Metrics {
         instance
     }
 
+    /// The series of one tier at one instance, made at the first call; none: of tenants without a tier.
+    pub fn tier(&self, instance: &str, tier: Option<&str>) -> Arc<TierMetrics> {
+        let tier = tier.unwrap_or(NO_TIER);
+        let mut known = self.known_tiers.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = known.entry((instance.to_owned(), tier.to_owned()));
+        made.or_insert_with(|| Arc::new(self.instances.tier(instance, tier))).clone()
+    }
+
+    /// Replaces the instances' bounds on backends.
+    pub fn set_max_backends<'a>(&self, instances: impl IntoIterator<Item = (&'a str, u32)>) {
+        self.max_backends.reset();
+        for (name, max) in instances {
+            self.max_backends.with_label_values(&[name]).set(max.into());
+        }
+    }
+
     /// Takes an instance's series off once the configuration no longer names it.
     pub fn forget_instance(&self, name: &str) {
+        let mut tiers = self.known_tiers.lock().unwrap_or_else(PoisonError::into_inner);
+        tiers.retain(|(instance, tier), _| {
+            if instance == name {
+                self.instances.remove_tier(instance, tier);
+            }
+            instance != name
+        });
+        drop(tiers);
         let mut known = self.known_instances.lock().unwrap_or_else(PoisonError::into_inner);
         if known.remove(name).is_some() {
             self.instances.remove(name);
@@ -179,6 +225,7 @@ impl Metrics {
     pub fn loaded(&self) {
         self.reload_successful.set(1);
         self.reload_time.set(unix_time());
+        *self.stale_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Counts a reload and notes whether what is in use is what is in the files.
@@ -186,7 +233,10 @@ impl Metrics {
         self.reloads.inc(outcome);
         match outcome {
             Outcome::Ok => self.loaded(),
-            Outcome::Failed => self.reload_successful.set(0),
+            Outcome::Failed => {
+                self.reload_successful.set(0);
+                self.stale_since.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
+            }
         }
     }
 
@@ -208,6 +258,8 @@ impl Metrics {
     /// 10 ms for 10,000 tenants: not for a thread that serves clients.
     #[must_use]
     pub fn encode(&self, tenants: &[TenantSample<'_>], max_series: usize) -> String {
+        let stale_since = *self.stale_since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.staleness.set(stale_since.map_or(0.0, |since| since.elapsed().as_secs_f64()));
         let mut out = String::with_capacity(64 * 1024);
         TextEncoder::new()
             .encode_utf8(&self.registry.gather(), &mut out)

@@ -59,7 +59,7 @@ fn queries(series: &BTreeMap<String, f64>, tenant: &str) -> Option<f64> {
 fn every_family_is_well_formed() {
     let metrics = Metrics::new();
     let instance = metrics.instance("one");
-    instance.query.observe(0.003);
+    metrics.tier("one", Some("gold")).query.observe(0.003);
     instance.connected(ConnectResult::Ok);
     instance.connected(ConnectResult::Identity);
     metrics.connections_refused.inc(Refusal::Cap);
@@ -81,7 +81,7 @@ fn every_family_is_well_formed() {
         ("pgtenant_errors_total{class=\"23\",source=\"backend\"}", 1.0),
         ("pgtenant_errors_total{class=\"other\",source=\"proxy\"}", 1.0),
         ("pgtenant_backend_identity_mismatch_total{instance_name=\"one\"}", 1.0),
-        ("pgtenant_query_seconds_bucket{instance_name=\"one\",le=\"0.005\"}", 1.0),
+        ("pgtenant_query_seconds_bucket{instance_name=\"one\",tier=\"gold\",le=\"0.005\"}", 1.0),
         ("pgtenant_certificate_not_after_timestamp_seconds{name=\"default\"}", 1_900_000_000.0),
     ] {
         assert_eq!(series.get(key), Some(&value), "{key}");
@@ -109,9 +109,12 @@ fn a_reload_that_fails_shows_until_one_works() {
 fn a_forgotten_instance_and_certificate_leave_no_series() {
     let metrics = Metrics::new();
     metrics.instance("old").connected(ConnectResult::Ok);
+    metrics.tier("old", None).error("08006");
+    metrics.set_max_backends([("old", 90)]);
     metrics.set_certificates([("old", 1)]);
     metrics.forget_instance("old");
     metrics.set_certificates([]);
+    metrics.set_max_backends([]);
     assert!(!metrics.encode(&[], 10).contains("\"old\""));
 }
 
@@ -256,6 +259,8 @@ fn every_series_is_documented() {
 
     let metrics = Metrics::new();
     metrics.instance("one");
+    metrics.tier("one", None);
+    metrics.set_max_backends([("one", 90)]);
     metrics.tls_handshake(Outcome::Ok, TlsVersion::V1_3);
     metrics.auth(AuthMethod::None, AuthResult::Timeout);
     metrics.error(ErrorSource::Backend, "23505");
@@ -306,4 +311,32 @@ fn a_tenant_has_a_page_of_its_own_whether_it_is_listed_or_not() {
     assert_eq!(of_acme("pgtenant_tenant_quota_refused_total{ACME,quota=\"max_backends\"}"), 3.0);
     assert_eq!(of_acme("pgtenant_tenant_logins_total{ACME}"), 2.0);
     assert!(!series.keys().any(|series| series.contains("_other")));
+}
+
+#[test]
+fn failures_are_what_nobody_asked_for() {
+    let metrics = Metrics::new();
+    let tier = metrics.tier("one", None);
+    for sqlstate in ["08006", "53300", "XX000", "58000"] {
+        tier.error(sqlstate);
+    }
+    for asked_for in ["53400", "57014", "57P01", "57P03", "25006", "0A000", ""] {
+        tier.error(asked_for);
+    }
+    let series = parse(&metrics.encode(&[], 0));
+    assert_eq!(series["pgtenant_failures_total{instance_name=\"one\",tier=\"none\"}"], 4.0);
+}
+
+#[test]
+fn tenants_are_stale_from_the_first_reload_that_fails_on() {
+    let metrics = Metrics::new();
+    let stale = || parse(&metrics.encode(&[], 0))["pgtenant_registry_stale_seconds"];
+    metrics.loaded();
+    assert_eq!(stale(), 0.0);
+    metrics.reloaded(Outcome::Failed);
+    let first = stale();
+    metrics.reloaded(Outcome::Failed);
+    assert!(first > 0.0 && stale() > first);
+    metrics.reloaded(Outcome::Ok);
+    assert_eq!(stale(), 0.0);
 }

@@ -176,7 +176,7 @@ impl Pool {
                 Asked::Ready(slot) => {
                     let mut checkout = Checkout::new(self.clone(), slot, begun);
                     if checkout.is_alive() {
-                        self.instance.metrics.queue_wait.observe(0.0);
+                        self.tier.load().queue_wait.observe(0.0);
                         return Ok(checkout);
                     }
                     continue;
@@ -190,7 +190,7 @@ impl Pool {
             let now = Instant::now();
             let waited = now.duration_since(begun);
             self.tenant.stats.wait_micros.fetch_add(waited.as_micros() as u64, Ordering::Relaxed);
-            self.instance.metrics.queue_wait.observe(waited.as_secs_f64());
+            self.tier.load().queue_wait.observe(waited.as_secs_f64());
             match granted {
                 Some(Ok(mut checkout)) => {
                     checkout.since = now;

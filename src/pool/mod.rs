@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 
 pub use checkout::{Checkout, CheckoutError, Patience};
@@ -16,7 +17,7 @@ pub use ledger::Counts;
 
 use crate::backend::{CancelKey, ConnectError, Login, Parameters, Settings, Statements, Target};
 use crate::config;
-use crate::metrics::{Held, Metrics};
+use crate::metrics::{Held, Metrics, TierMetrics};
 use crate::net::InstanceTlsError;
 use crate::tenant::Tenant;
 use crate::wire::StartupParameters;
@@ -114,6 +115,7 @@ pub struct Pool {
     key: PoolKey,
     home: Handle,
     shared: Arc<Role>,
+    tier: ArcSwap<TierMetrics>,
     connect_timeout: Duration,
     welcomes: Mutex<HashMap<Arc<Settings>, Welcome>>,
     values: Mutex<SharedValues>,
@@ -215,6 +217,8 @@ impl Pools {
             }
             let record = tenant.tenant.record();
             let pool = settings(&record.pool, &config.pool);
+            let tier = tier(&self.metrics, &record);
+            tenant.pools().iter().for_each(|pool| pool.tier.store(tier.clone()));
             tenant.instance.set_tenant(tenant.key, share_of_tenant(&record.pool, &config.pool), &tenant.keys(), pool);
         }
     }
@@ -329,6 +333,7 @@ impl TenantPools {
                 key,
                 home: self.home.clone(),
                 shared: role.shared.clone(),
+                tier: ArcSwap::new(tier(metrics, &record)),
                 connect_timeout: defaults.connect_timeout,
                 welcomes: Mutex::default(),
                 values: Mutex::default(),
@@ -415,7 +420,12 @@ impl Pool {
         self.instance.waits_since(self.key)
     }
 
-    /// The histograms of its instance.
+    /// The figures of its tenant's tier, as it is now.
+    pub fn tier(&self) -> Arc<TierMetrics> {
+        self.tier.load_full()
+    }
+
+    /// The figures of its instance.
     pub fn metrics(&self) -> &crate::metrics::InstanceMetrics {
         &self.instance.metrics
     }
@@ -498,6 +508,10 @@ fn share<T: Eq + std::hash::Hash>(known: &mut HashSet<Arc<T>, ahash::RandomState
         known.insert(value.clone());
     }
     value.clone()
+}
+
+fn tier(metrics: &Metrics, record: &config::Tenant) -> Arc<TierMetrics> {
+    metrics.tier(&record.instance.name, record.tier.as_deref())
 }
 
 /// Tells one incarnation of a tenant from another; unique as long as the tenant is held.

@@ -33,7 +33,7 @@ pub use state::SessionState;
 
 use crate::backend::{Backend, BackendState};
 use crate::config::PoolMode;
-use crate::metrics::InstanceMetrics;
+use crate::metrics::TierMetrics;
 use crate::net::Endpoint;
 use crate::wire::{PgError, ReadFault};
 
@@ -89,7 +89,7 @@ pub struct Exchange<'a> {
     state: &'a mut BackendState,
     flow: &'a mut Flow,
     mode: PoolMode,
-    metrics: &'a InstanceMetrics,
+    metrics: &'a TierMetrics,
     pub moved: Moved,
     /// When the request under way was sent.
     asked: Option<Instant>,
@@ -126,7 +126,7 @@ impl<'a> Exchange<'a> {
         backend: &'a mut Backend,
         flow: &'a mut Flow,
         mode: PoolMode,
-        metrics: &'a InstanceMetrics,
+        metrics: &'a TierMetrics,
         now: Instant,
     ) -> Self {
         Exchange {

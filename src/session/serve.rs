@@ -294,7 +294,7 @@ impl Serving {
         let keeps = self.session.mode == PoolMode::Session || self.pinned.is_some();
         let Serving { client, flow, session, context, total, pinned, listener, share, watch, .. } = self;
         let begun = checkout.since;
-        let metrics = session.pool.metrics();
+        let metrics = &*session.tier;
         checkout.busy();
         let registration = &session.registration;
         let cancel = checkout.cancel.clone();

@@ -11,7 +11,7 @@ use super::startup::Startup;
 use super::{Client, Context, Rejection};
 use crate::backend::{CancelKey, CommandError, Parameters, Settings};
 use crate::config::PoolMode;
-use crate::metrics::{AuthMethod, AuthResult, ProtocolViolation};
+use crate::metrics::{AuthMethod, AuthResult, ProtocolViolation, TierMetrics};
 use crate::pool::{Checkout, CheckoutError, Pool, PoolName, Welcome};
 use crate::quota::Client as Place;
 use crate::sessions::{About, Order, Registration};
@@ -23,6 +23,8 @@ pub struct Welcomed {
     pub tenant: Arc<Tenant>,
     pub role: String,
     pub pool: Arc<Pool>,
+    /// Of its tenant's tier at its login.
+    pub tier: Arc<TierMetrics>,
     pub mode: PoolMode,
     /// The session's parameters; at first those that the client began with.
     pub settings: Arc<Settings>,
@@ -97,7 +99,20 @@ pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context)
     if context.drain.phase() != crate::drain::Phase::Running || tenant.is_retired() || !admitted {
         context.sessions.order(Order::Finish, |session| session.id == registration.id);
     }
-    Ok(Welcomed { tenant, role, pool, mode, settings, told, registration, kept, restricted: false, _place: place })
+    let tier = pool.tier();
+    Ok(Welcomed {
+        tenant,
+        role,
+        pool,
+        tier,
+        mode,
+        settings,
+        told,
+        registration,
+        kept,
+        restricted: false,
+        _place: place,
+    })
 }
 
 /// Cut off to 63 bytes, as PostgreSQL does (NAMEDATALEN - 1).

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, real PostgreSQL, free ports, nothing left behind.
 
+mod alerts;
 mod api;
 mod auth_query;
 mod backend_login;

@@ -42,4 +42,7 @@ impl Total {
 pub(super) fn count_error(session: &Welcomed, context: &Context, source: ErrorSource, sqlstate: &str) {
     session.tenant.stats.errors.fetch_add(1, Ordering::Relaxed);
     context.metrics.error(source, sqlstate);
+    if source == ErrorSource::Proxy {
+        session.tier.error(sqlstate);
+    }
 }
