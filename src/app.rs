@@ -24,6 +24,7 @@ use crate::reload::{self, LoadError, Source};
 use crate::session::Context;
 use crate::sessions::{ClientCap, Order, Sessions};
 use crate::tenant::{Registry, Tenant, Verifiers};
+use crate::trace::Tracer;
 use crate::workers::Workers;
 
 const REAP: Duration = Duration::from_secs(1);
@@ -53,11 +54,15 @@ impl App {
         let listeners = Listeners::bind(&config.listen)?;
         let addresses = listeners.addresses();
         let (console, requests) = Console::new();
-        let context = Arc::new(context(&config, metrics, workers, console));
+        let (tracer, traces) = Tracer::new(metrics.clone());
+        let context = Arc::new(context(&config, metrics, workers, console, tracer));
         reload::publish(loaded, &context);
         context.metrics.loaded();
 
         let mut tasks = vec![tokio::spawn(reap(context.clone()))];
+        if let Some(collector) = config.tracing.collector.clone() {
+            tasks.push(tokio::spawn(traces.export(collector, context.metrics.clone())));
+        }
         let http_address = match config.http.address {
             Some(address) => {
                 let listener = TcpListener::bind(address)
@@ -146,7 +151,7 @@ impl App {
     }
 }
 
-fn context(config: &Config, metrics: Arc<Metrics>, workers: Arc<Workers>, console: Console) -> Context {
+fn context(config: &Config, metrics: Arc<Metrics>, workers: Arc<Workers>, console: Console, tracer: Tracer) -> Context {
     let mock = Mock::new(config.auth.mock_iterations);
     Context {
         config: ArcSwap::from_pointee(config.clone()),
@@ -162,6 +167,7 @@ fn context(config: &Config, metrics: Arc<Metrics>, workers: Arc<Workers>, consol
         sessions: Arc::new(Sessions::default()),
         console,
         survey: Survey::default(),
+        tracer,
         workers,
         clients: ClientCap::new(config.limits.max_clients),
         mock,

@@ -22,6 +22,7 @@ pub mod workers;
 // What the operator wrote.
 pub mod config;
 pub mod logging;
+pub mod trace;
 
 // Towards peers: sockets, TLS, who somebody is.
 pub mod net;

@@ -70,10 +70,14 @@ mod tests {
         }
     }
 
+    fn log(format: LogFormat, filter: &str) -> Log {
+        Log { format, filter: filter.to_owned(), ..Log::default() }
+    }
+
     fn logged(format: LogFormat, filter: &str) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
-        let log = Log { format, filter: filter.to_owned(), sessions: true };
+        let log = log(format, filter);
         let subscriber = subscriber(&log, false, move || writer.clone()).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(tenant = "acme", queries = 3, "session ended\x1b[31m\nforged");
@@ -102,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_bad_filter_is_named() {
-        let log = Log { format: LogFormat::Text, filter: "info,=".to_owned(), sessions: true };
+        let log = log(LogFormat::Text, "info,=");
         let error = subscriber(&log, false, stderr).err().unwrap().to_string();
         assert!(error.contains("[log] filter = \"info,=\""), "{error}");
     }

@@ -72,6 +72,7 @@ pub fn publish(loaded: Loaded, context: &Context) {
     warn_of_restart(&context.config.load(), &config);
     let change = context.registry.publish(&config.tenants);
     context.pools.reconfigure(&config);
+    context.tracer.publish(&config);
     context.console.publish(&config.admin, &context.mock);
     for tenant in change.changed.iter().chain(&change.retired) {
         context.verifiers.forget(tenant.id.as_str());
@@ -102,6 +103,7 @@ fn warn_of_restart(old: &Config, new: &Config) {
         ("listen", old.listen != new.listen),
         ("http.address", old.http.address != new.http.address),
         ("log", old.log.filter != new.log.filter || old.log.format != new.log.format),
+        ("tracing.endpoint", old.tracing.collector != new.tracing.collector),
         ("limits.max_clients", old.limits.max_clients != new.limits.max_clients),
         ("auth, but login_timeout and cleartext", fixed_auth(&old.auth) != fixed_auth(&new.auth)),
     ];

@@ -43,6 +43,7 @@ pub(super) struct File {
     pub limits: Limits,
     pub http: Http,
     pub log: Log,
+    pub tracing: Tracing,
     pub drain: Drain,
     pub admin: Admin,
     pub tier: BTreeMap<String, Tier>,
@@ -64,6 +65,7 @@ impl Default for File {
             limits: Limits::default(),
             http: Http::default(),
             log: Log::default(),
+            tracing: Tracing::default(),
             drain: Drain::default(),
             admin: Admin::default(),
             tier: BTreeMap::new(),
@@ -336,11 +338,36 @@ pub(super) struct Log {
     pub format: LogFormat,
     pub filter: String,
     pub sessions: bool,
+    pub slow_transaction: Option<Period>,
+    pub slow_wait: Option<Period>,
+    pub sql: bool,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Log { format: LogFormat::Text, filter: "info".to_owned(), sessions: true }
+        Log {
+            format: LogFormat::Text,
+            filter: "info".to_owned(),
+            sessions: true,
+            slow_transaction: None,
+            slow_wait: None,
+            sql: false,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tracing {
+    pub endpoint: Option<String>,
+    pub service_name: String,
+    pub sample: f64,
+    pub slow: Period,
+}
+
+impl Default for Tracing {
+    fn default() -> Self {
+        Tracing { endpoint: None, service_name: "pgtenant".to_owned(), sample: 0.01, slow: seconds(1) }
     }
 }
 

@@ -50,6 +50,7 @@ pub struct Config {
     pub limits: Limits,
     pub http: Http,
     pub log: Log,
+    pub tracing: Tracing,
     pub drain: Drain,
     pub admin: Admin,
     pub instances: BTreeMap<String, Arc<Instance>>,
@@ -274,6 +275,47 @@ pub struct Log {
     pub filter: String,
     /// One line per session end; default true.
     pub sessions: bool,
+    /// One line for a transaction that takes as long, its wait included; default none.
+    pub slow_transaction: Option<Duration>,
+    /// One line for a wait for a backend that takes as long; default none.
+    pub slow_wait: Option<Duration>,
+    /// With the text of its first query, in these lines and in spans; default false.
+    pub sql: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log {
+            format: LogFormat::Text,
+            filter: "info".to_owned(),
+            sessions: true,
+            slow_transaction: None,
+            slow_wait: None,
+            sql: false,
+        }
+    }
+}
+
+/// OpenTelemetry spans.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tracing {
+    /// Where they go; none by default: there are none.
+    pub collector: Option<Collector>,
+    /// Of those that are neither slow nor failed, the share that is kept; default 0.01.
+    pub sample: f64,
+    /// What takes as long is kept; default 1 s.
+    pub slow: Duration,
+}
+
+/// A collector that takes OTLP over HTTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collector {
+    /// Host and port.
+    pub authority: String,
+    /// Default `/v1/traces`.
+    pub path: String,
+    /// The `service.name` of our spans; default `pgtenant`.
+    pub service: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -11,8 +11,8 @@ use super::file::{self, File};
 use super::problem::{ConfigError, Gathered, Scope};
 use super::scalar::Period;
 use super::{
-    Auth, Config, Drain, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode, admin,
-    http, layers, pool, quota, read, tenants,
+    Auth, Collector, Config, Drain, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode,
+    Tracing, admin, http, layers, pool, quota, read, tenants,
 };
 
 /// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
@@ -55,6 +55,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let limits = limits(&file.limits, scope.enter("limits"));
     let http = http::resolve(file.http, tls.mode, scope.enter("http"));
     let log = log(file.log, scope.enter("log"));
+    let tracing = tracing(file.tracing, scope.enter("tracing"));
     let drain = Drain { timeout: file.drain.timeout.0 };
     let admin = admin::resolve(file.admin, file.routing.user_suffix.0, scope.enter("admin"));
 
@@ -92,6 +93,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
         limits,
         http,
         log,
+        tracing,
         drain,
         admin,
         instances,
@@ -256,7 +258,41 @@ fn log(written: file::Log, mut scope: Scope<'_, '_>) -> Log {
             ),
         );
     }
-    Log { format: written.format, filter: written.filter, sessions: written.sessions }
+    Log {
+        format: written.format,
+        filter: written.filter,
+        sessions: written.sessions,
+        slow_transaction: written.slow_transaction.map(|period| period.0),
+        slow_wait: written.slow_wait.map(|period| period.0),
+        sql: written.sql,
+    }
+}
+
+fn tracing(written: file::Tracing, mut scope: Scope<'_, '_>) -> Tracing {
+    scope.require((0.0..=1.0).contains(&written.sample), "sample", "must be a share, from 0 to 1");
+    let service = written.service_name;
+    let collector = written.endpoint.and_then(|endpoint| {
+        let found = collector(&endpoint, service);
+        let message =
+            "is no address of a collector; write e.g. \"http://127.0.0.1:4318\" (TLS is the collector's part)";
+        scope.require(found.is_some(), "endpoint", format!("{endpoint:?} {message}"));
+        found
+    });
+    Tracing { collector, sample: written.sample, slow: written.slow.0 }
+}
+
+/// From `http://host:port` and maybe a path; the port is OTLP's where none is given.
+fn collector(endpoint: &str, service: String) -> Option<Collector> {
+    let rest = endpoint.strip_prefix("http://")?;
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let clean = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let path = if matches!(path, "" | "/") { "/v1/traces" } else { path };
+    (!authority.is_empty() && clean(rest)).then(|| Collector {
+        authority: if has_port { authority.to_owned() } else { format!("{authority}:4318") },
+        path: path.to_owned(),
+        service,
+    })
 }
 
 fn instance(name: String, written: file::Instance, mut scope: Scope<'_, '_>) -> Instance {

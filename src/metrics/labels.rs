@@ -194,6 +194,17 @@ label! {
     }
 }
 
+label! {
+    /// What became of a span that was to be kept.
+    SpanResult {
+        Exported = "exported",
+        /// Too many waited for the collector.
+        Dropped = "dropped",
+        /// The collector did not take it.
+        Failed = "failed",
+    }
+}
+
 /// The SQLSTATE classes of the PostgreSQL manual, appendix A, sorted.
 const CLASSES: [&str; 44] = [
     "00", "01", "02", "03", "08", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "10", "20", "21", "22", "23", "24", "25",

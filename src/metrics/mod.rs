@@ -21,7 +21,7 @@ use prometheus::{
 pub use instance::{InstanceMetrics, TierMetrics};
 pub use labels::{
     AuthMethod, AuthResult, CancelResult, ConnectResult, ErrorSource, Label, Outcome, Pin, ProtocolViolation,
-    QuotaName, Refusal, TlsVersion,
+    QuotaName, Refusal, SpanResult, TlsVersion,
 };
 pub use tenants::{QuotaSample, TenantSample, TenantStats};
 
@@ -58,6 +58,7 @@ pub struct Metrics {
     tls_handshakes: IntCounterVec,
     auth: IntCounterVec,
     errors: IntCounterVec,
+    spans: Counters<SpanResult>,
     reloads: Counters<Outcome>,
     reload_successful: IntGauge,
     reload_time: Gauge,
@@ -118,6 +119,12 @@ impl Metrics {
                 "pgtenant_errors_total",
                 "Errors that clients were sent, by SQLSTATE class and by who made them.",
                 &["class", "source"],
+            ),
+            spans: Counters::register(
+                r,
+                "pgtenant_spans_total",
+                "Spans that were to be kept, by what became of them.",
+                "result",
             ),
             reloads: Counters::register(r, "pgtenant_reload_total", "Reloads of the configuration.", "result"),
             reload_successful: gauge(
@@ -240,6 +247,11 @@ impl Metrics {
         }
     }
 
+    /// Counts spans that were to be kept.
+    pub fn spans(&self, result: SpanResult, spans: u64) {
+        self.spans.add(result, spans);
+    }
+
     /// Replaces the certificates shown: name and end of validity in Unix seconds.
     pub fn set_certificates<'a>(&self, certificates: impl IntoIterator<Item = (&'a str, i64)>) {
         self.certificates.reset();
@@ -313,7 +325,11 @@ impl<L: Label> Counters<L> {
     }
 
     pub fn inc(&self, label: L) {
-        self.children[label.index()].inc();
+        self.add(label, 1);
+    }
+
+    pub fn add(&self, label: L, number: u64) {
+        self.children[label.index()].inc_by(number);
     }
 
     #[must_use]

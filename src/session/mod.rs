@@ -30,6 +30,7 @@ use crate::net::stream::{DetachedSocket, MessageStream, Socket};
 use crate::pool::Pools;
 use crate::sessions::{Cancelled, ClientCap, ClientPlace, Sessions};
 use crate::tenant::{Registry, Verifiers};
+use crate::trace::{Steps, Tracer, Who};
 use crate::wire::Opening;
 use crate::workers::Workers;
 use reject::Rejection;
@@ -53,6 +54,8 @@ pub struct Context {
     pub sessions: Arc<Sessions>,
     /// The admin console.
     pub console: Console,
+    /// What took how long.
+    pub tracer: Tracer,
     /// What the page and the API show.
     pub survey: Survey,
     pub workers: Arc<Workers>,
@@ -147,9 +150,11 @@ pub async fn run(socket: Socket, peer: Peer, place: ClientPlace, context: Arc<Co
         None => context.workers.any().clone(),
     };
     let Ok(hello) = hello.detach() else { return };
+    let mut steps = context.tracer.login(begun);
+    steps.did("accept");
     home.spawn(async move {
         let deadline = begun + timeout;
-        on_worker(hello, Arrival { peer, begun, deadline, place, held }, context).await;
+        on_worker(hello, Arrival { peer, begun, deadline, place, held, steps }, context).await;
     });
 }
 
@@ -161,9 +166,10 @@ struct Arrival {
     place: ClientPlace,
     /// Counts the login while it lasts.
     held: Held,
+    steps: Steps,
 }
 
-async fn on_worker(hello: encrypt::Hello<DetachedSocket>, arrival: Arrival, context: Arc<Context>) {
+async fn on_worker(hello: encrypt::Hello<DetachedSocket>, mut arrival: Arrival, context: Arc<Context>) {
     let peer = arrival.peer;
     let client = tokio::time::timeout_at(arrival.deadline.into(), encrypt::finish(hello, peer, &context)).await;
     let (mut client, opening) = match client {
@@ -171,7 +177,10 @@ async fn on_worker(hello: encrypt::Hello<DetachedSocket>, arrival: Arrival, cont
         Ok(Err(rejection)) => return rejection.note(peer, &context),
         Err(_) => return Rejection::timeout().note(peer, &context),
     };
-    let login = tokio::time::timeout_at(arrival.deadline.into(), login(&mut client, opening, &context)).await;
+    let mut steps = std::mem::take(&mut arrival.steps);
+    steps.did("tls");
+    let login = login(&mut client, opening, &mut steps, &context);
+    let login = tokio::time::timeout_at(arrival.deadline.into(), login).await;
     let login = match login.unwrap_or_else(|_| Err(Rejection::timeout())) {
         Ok(LoggedIn::Tenant(proven, place)) => {
             Box::pin(greet(&mut client, *proven, arrival.deadline, &context)).await.map(|it| Greeted::Tenant(it, place))
@@ -189,9 +198,12 @@ async fn on_worker(hello: encrypt::Hello<DetachedSocket>, arrival: Arrival, cont
         Ok(Greeted::Nobody) => return reject::close(&mut client).await,
         Err(rejection) => {
             rejection.tell(&mut client).await;
+            steps.end(&context.tracer, Who::default(), Some(rejection.why().to_owned()));
             return rejection.note(peer, &context);
         }
     };
+    steps.did("welcome");
+    steps.end(&context.tracer, welcomed.who(), None);
     drop(arrival.held);
     let counted = (context.metrics.client(), arrival.place, client_place);
     // A task of its own, so that an idle session does not keep the room that its login took.
@@ -229,7 +241,12 @@ async fn greet(
 }
 
 /// From the StartupMessage to the proof.
-async fn login(client: &mut Client, opening: Option<Opening>, context: &Arc<Context>) -> Result<LoggedIn, Rejection> {
+async fn login(
+    client: &mut Client,
+    opening: Option<Opening>,
+    steps: &mut Steps,
+    context: &Arc<Context>,
+) -> Result<LoggedIn, Rejection> {
     let startup = match startup::read(client, opening, context).await? {
         Wish::Cancel { pid, secret } => {
             cancel(pid, &secret, context).await;
@@ -242,7 +259,9 @@ async fn login(client: &mut Client, opening: Option<Opening>, context: &Arc<Cont
     }
     let place = context.clients.take().ok_or_else(Rejection::full)?;
     let candidate = resolve::tenant(client, startup, context)?;
+    steps.did("route");
     let proven = authenticate::client(client, candidate, context).await?;
+    steps.did("auth");
     Ok(LoggedIn::Tenant(Box::new(proven), place))
 }
 

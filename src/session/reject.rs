@@ -32,6 +32,11 @@ enum Count {
 }
 
 impl Rejection {
+    /// Why, for operators.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+
     /// Turned away before the login began.
     pub fn refused(refusal: Refusal, tell: PgError) -> Self {
         let why = tell.message.clone();

@@ -7,6 +7,7 @@ mod read_only;
 mod refuse;
 mod settle;
 mod total;
+mod traced;
 mod wait;
 mod watch;
 
@@ -139,6 +140,7 @@ impl Serving {
             if let Err(end) = self.next_request().await {
                 return end;
             }
+            let mut traced = self.traced();
             let checkout = match self.listens().await {
                 Ok(true) => continue,
                 Ok(false) => self.backend().await,
@@ -146,13 +148,23 @@ impl Serving {
             };
             let checkout = match checkout {
                 Ok(checkout) => checkout,
-                Err(NoBackend::Refused(error)) => match Box::pin(self.refuse(error)).await {
-                    Ok(()) => continue,
-                    Err(end) => return end,
-                },
+                Err(NoBackend::Refused(error)) => {
+                    self.traced_to_end(traced, Some(&error.code));
+                    match Box::pin(self.refuse(error)).await {
+                        Ok(()) => continue,
+                        Err(end) => return end,
+                    }
+                }
                 Err(NoBackend::End(end)) => return end,
             };
-            if let Err(end) = self.relay(checkout).await {
+            if let Some(traced) = &mut traced {
+                traced.got_backend();
+            }
+            let errors = self.total.errors;
+            let relayed = self.relay(checkout).await;
+            let failed = relayed.is_err() || self.total.errors > errors;
+            self.traced_to_end(traced, failed.then_some("failed"));
+            if let Err(end) = relayed {
                 return end;
             }
         }

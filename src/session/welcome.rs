@@ -16,6 +16,7 @@ use crate::pool::{Checkout, CheckoutError, Pool, PoolName, Welcome};
 use crate::quota::Client as Place;
 use crate::sessions::{About, Order, Registration};
 use crate::tenant::Tenant;
+use crate::trace::Who;
 use crate::wire::{OptionsError, PgError, Severity, StartupParameters, messages, sqlstate};
 
 /// A session that may ask for things.
@@ -37,6 +38,18 @@ pub struct Welcomed {
     pub restricted: bool,
     /// Its place among the tenant's clients.
     _place: Place,
+}
+
+impl Welcomed {
+    /// Whose time it takes, for traces and slow queries.
+    pub fn who(&self) -> Who<'_> {
+        Who {
+            tenant: self.tenant.id.as_str(),
+            role: &self.role,
+            database: &self.pool.name.database,
+            instance: self.pool.instance_name(),
+        }
+    }
 }
 
 pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context) -> Result<Welcomed, Rejection> {

@@ -45,4 +45,5 @@ mod states;
 mod states_by_console;
 mod tidy;
 mod top;
+mod tracing;
 mod transparent;

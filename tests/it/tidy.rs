@@ -13,6 +13,7 @@ const ORDER: &[&str] = &[
     "workers",
     "config",
     "logging",
+    "trace",
     "net",
     "auth",
     "quota",

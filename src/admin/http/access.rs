@@ -47,10 +47,12 @@ pub(super) fn check(http: &Http, peer: Peer, head: &Parts) -> Result<(), Refused
     if closed(http).is_some() {
         return Err(Refused::Closed);
     }
-    if !matches!(head.method, Method::GET | Method::HEAD) && is_cross_site(&head.headers) {
+    let changes = !matches!(head.method, Method::GET | Method::HEAD);
+    if changes && is_cross_site(&head.headers) {
         return Err(Refused::CrossSite);
     }
-    if http.client_ca.is_some() && peer.has_certificate {
+    // Browsers show a certificate unasked, a token never.
+    if http.client_ca.is_some() && peer.has_certificate && !(changes && http.token.is_some()) {
         return Ok(());
     }
     match (&http.token, bearer(&head.headers)) {
@@ -170,6 +172,10 @@ mod tests {
         let mutual = http("0.0.0.0:9930", None, true);
         assert_eq!(ask(&mutual, true, "GET", &[("host", "pgtenant.internal")]), Ok(()));
         assert_eq!(ask(&mutual, false, "GET", &[]), Err(Refused::NoCertificate));
+        let both = http("0.0.0.0:9930", Some(TOKEN), true);
+        assert_eq!(ask(&both, true, "GET", &[]), Ok(()));
+        assert_eq!(ask(&both, true, "PUT", &[]), Err(Refused::NoToken), "changes always need the token");
+        assert_eq!(ask(&both, false, "GET", &[]), Err(Refused::NoToken));
         let local = http("127.0.0.1:9930", Some(TOKEN), false);
         assert_eq!(ask(&local, false, "GET", &[("host", "localhost")]), Err(Refused::NoToken));
     }

@@ -18,7 +18,7 @@ use super::screen::Screen;
 use super::template::write_private;
 use super::tenant::{Onboarded, Order, onboard};
 use crate::app::App;
-use crate::config::{Log, LogFormat};
+use crate::config::Log;
 use crate::logging;
 use crate::reload::Source;
 
@@ -174,7 +174,7 @@ fn log_file(folder: &Path) -> PathBuf {
 
 async fn start_proxy(folder: &Path, tenants: &[Tenant]) -> anyhow::Result<App> {
     let log = File::create(log_file(folder)).with_context(|| format!("cannot write {}", log_file(folder).display()))?;
-    logging::init_in_file(&Log { format: LogFormat::Text, filter: "info".to_owned(), sessions: true }, log)?;
+    logging::init_in_file(&Log::default(), log)?;
     let path = folder.join("proxy.toml");
     let mut attempts = 0;
     loop {

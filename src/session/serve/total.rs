@@ -13,6 +13,8 @@ use crate::session::welcome::Welcomed;
 pub(super) struct Total {
     pub queries: u64,
     pub transactions: u64,
+    /// That the backend told the client.
+    pub errors: usize,
     pub moved: Moved,
 }
 
@@ -32,6 +34,7 @@ impl Total {
             count_error(session, context, ErrorSource::Backend, code);
         }
         self.queries += figures.queries;
+        self.errors += figures.errors.len();
         self.transactions += figures.transactions;
         self.moved.received += moved.received;
         self.moved.sent += moved.sent;

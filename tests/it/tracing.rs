@@ -1,0 +1,184 @@
+//! Spans at a small collector, and the lines in the log for what was slow.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::eventually;
+use crate::harness::frontend::{bind, execute, parse, query, sync};
+use crate::harness::postgres;
+use crate::harness::proxy::{Proxy, ProxyFiles};
+use crate::harness::scene::{Scene, connect};
+use crate::harness::serve::Served;
+use crate::harness::stage::{client, instance};
+use crate::harness::wire::Wire;
+
+const CALLER: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+/// Takes OTLP over HTTP and keeps the spans.
+struct Collector {
+    address: SocketAddr,
+    spans: Arc<Mutex<Vec<Value>>>,
+    task: JoinHandle<()>,
+}
+
+impl Collector {
+    async fn start() -> Collector {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let spans: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let kept = spans.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                let body = loop {
+                    stream.read_buf(&mut request).await.unwrap();
+                    let text = String::from_utf8_lossy(&request).into_owned();
+                    let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                    assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
+                    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
+                    if body.len() >= length.parse().unwrap() {
+                        break body.to_owned();
+                    }
+                };
+                let document: Value = serde_json::from_str(&body).unwrap();
+                let spans = document["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().unwrap();
+                kept.lock().unwrap().extend(spans.iter().cloned());
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await.unwrap();
+            }
+        });
+        Collector { address, spans, task }
+    }
+
+    fn named(&self, name: &str) -> Vec<Value> {
+        self.spans.lock().unwrap().iter().filter(|span| span["name"] == name).cloned().collect()
+    }
+
+    fn children(&self, of: &Value) -> Vec<String> {
+        let spans = self.spans.lock().unwrap();
+        let children = spans.iter().filter(|span| span["parentSpanId"] == of["spanId"]);
+        children.map(|span| span["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn files(&self, scene: &Scene, sample: f64) -> ProxyFiles {
+        let files = scene.files().set("tracing.endpoint", format!("http://{}", self.address));
+        files.set("tracing.sample", sample).set("tracing.slow", "150ms")
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn attribute(span: &Value, key: &str) -> Option<String> {
+    let all = span["attributes"].as_array().unwrap();
+    let found = all.iter().find(|attribute| attribute["key"] == key)?;
+    Some(found["value"]["stringValue"].as_str().unwrap().to_owned())
+}
+
+fn traced(sql: &str, flags: &str) -> String {
+    format!("{sql} /*traceparent='00-{CALLER}-00f067aa0ba902b7-{flags}'*/")
+}
+
+#[tokio::test]
+async fn a_transaction_is_part_of_its_callers_trace() {
+    let (collector, scene) = (Collector::start().await, Scene::new().await);
+    let proxy = Proxy::start(collector.files(&scene, 1.0)).await;
+    let mut wire = connect(&proxy, &scene.acme).await;
+    wire.query(&traced("SELECT 1", "01")).await.unwrap();
+    let extended = [parse("", &traced("SELECT 2", "01")), bind("", "", &[]), execute("", 0), sync()].concat();
+    wire.send(&extended).await.unwrap();
+    wire.read_until_ready().await.unwrap();
+    wire.query("SELECT 3").await.unwrap();
+    eventually!(collector.named("transaction").len() == 3);
+    let spans = collector.named("transaction");
+    let of_caller: Vec<_> = spans.iter().filter(|span| span["traceId"] == CALLER).collect();
+    assert_eq!(of_caller.len(), 2, "{spans:?}");
+    for span in of_caller {
+        assert_eq!(span["parentSpanId"], "00f067aa0ba902b7");
+        assert_eq!(collector.children(span), ["queue", "backend"]);
+        assert_eq!(attribute(span, "pgtenant.tenant").as_deref(), Some("acme"));
+        assert_eq!(attribute(span, "pgtenant.role"), Some(scene.acme.role.clone()));
+        assert_eq!(attribute(span, "db.query.text"), None, "nobody asked for the text");
+        assert!(span["status"].is_null());
+        let nanos = |key: &str| span[key].as_str().unwrap().parse::<u64>().unwrap();
+        assert!(nanos("endTimeUnixNano") > nanos("startTimeUnixNano"));
+    }
+    eventually!(collector.named("login").len() == 1);
+    let login = &collector.named("login")[0];
+    assert_eq!(collector.children(login), ["accept", "tls", "route", "auth", "welcome"]);
+    assert!(proxy.metric("pgtenant_spans_total{result=\"exported\"}").await >= 15.0);
+}
+
+#[tokio::test]
+async fn the_slow_and_the_failed_are_kept_and_what_a_caller_records() {
+    let (collector, scene) = (Collector::start().await, Scene::new().await);
+    let proxy = Proxy::start(collector.files(&scene, 0.0).set("log.sql", true)).await;
+    let mut wire = connect(&proxy, &scene.acme).await;
+    for _ in 0..20 {
+        wire.query("SELECT 'quick'").await.unwrap();
+    }
+    wire.query(&traced("SELECT 'unrecorded'", "00")).await.unwrap();
+    wire.query(&traced("SELECT 'recorded'", "01")).await.unwrap();
+    wire.failure("SELECT 1/0").await;
+    wire.query("SELECT 'slow', pg_sleep(0.2)").await.unwrap();
+    let mut stranger = Wire::tcp(proxy.address()).await.unwrap();
+    stranger.login(&format!("{}.acme", scene.acme.role), "", "wrong").await.unwrap_err();
+    eventually!(collector.named("transaction").len() >= 3 && collector.named("login").len() == 1);
+    let spans = collector.named("transaction");
+    let texts: Vec<String> = spans.iter().filter_map(|span| attribute(span, "db.query.text")).collect();
+    let [recorded, failed, slow] = &texts[..] else { panic!("{texts:?}") };
+    assert!(recorded.contains("'recorded'") && failed.contains("1/0") && slow.contains("'slow'"), "{texts:?}");
+    assert_eq!(spans[1]["status"]["code"], 2);
+    assert_eq!(collector.named("login")[0]["status"]["code"], 2, "a wrong password");
+}
+
+#[tokio::test]
+async fn a_collector_that_is_away_costs_spans_and_nothing_else() {
+    let (collector, scene) = (Collector::start().await, Scene::new().await);
+    let files = collector.files(&scene, 1.0);
+    let address = collector.address;
+    drop(collector);
+    eventually!(TcpListener::bind(address).await.is_ok());
+    let proxy = Proxy::start(files).await;
+    let mut wire = connect(&proxy, &scene.acme).await;
+    wire.query("SELECT 1").await.unwrap();
+    eventually!(proxy.metric("pgtenant_spans_total{result=\"failed\"}").await >= 3.0);
+    wire.query("SELECT 1").await.unwrap();
+}
+
+#[tokio::test]
+async fn slow_transactions_and_waits_are_logged_without_their_text() {
+    let (postgres, tenant) = instance(postgres::options()).await;
+    let files = ProxyFiles::new()
+        .set("log.format", "json")
+        .set("log.slow_transaction", "150ms")
+        .set("log.slow_wait", "100ms")
+        .instance("one", &postgres)
+        .tenant_with(&tenant, &[("pool.max_backends", 1.into())]);
+    let served = Served::start(files).await;
+    let (mut one, mut two) = (client(served.address, &tenant).await, client(served.address, &tenant).await);
+    one.query("SELECT 'quick'").await.unwrap();
+    one.send(&query("SELECT 'private', pg_sleep(0.3)")).await.unwrap();
+    eventually!(
+        served.metric("pgtenant_tenant_backends{tenant=\"acme\",instance_name=\"one\",state=\"active\"}").await == 1.0
+    );
+    two.query("SELECT 'waited'").await.unwrap();
+    one.read_until_ready().await.unwrap();
+    let lines = |message: &str| {
+        let events = served.events();
+        events.into_iter().filter(|event| event["message"] == message).collect::<Vec<_>>()
+    };
+    eventually!(lines("slow transaction").len() == 2 && lines("slow wait for a backend").len() == 1);
+    let wait = &lines("slow wait for a backend")[0];
+    assert_eq!((&wait["tenant"], &wait["role"], &wait["instance"]), (&"acme".into(), &"app".into(), &"one".into()));
+    assert!(wait["wait_seconds"].as_f64().unwrap() >= 0.1, "{wait}");
+    assert!(!served.log().contains("private"), "{}", served.log());
+}
