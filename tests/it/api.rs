@@ -14,6 +14,7 @@ use crate::harness::frontend::query;
 use crate::harness::proxy::{Proxy, ProxyFiles, http_ask, http_get, http_get_with};
 use crate::harness::scene::Scene;
 use crate::harness::stage::Stage;
+use crate::harness::wire::Wire;
 use crate::harness::{certs, frontend, scene};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
@@ -211,4 +212,42 @@ async fn a_tenant_has_metrics_of_its_own() {
     assert!(!http_get(http, "/metrics").await.1.contains("tenant=\"acme\""), "it is not listed");
     assert_eq!(http_get(http, "/metrics/tenant/globex").await.0, 404);
     tokio::time::timeout(Duration::from_secs(1), http_get(http, "/metrics/tenant/..%2f")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_state_is_set_at_once_and_by_no_other_site() {
+    let scene = Scene::new().await;
+    let proxy = Proxy::start(scene.files()).await;
+    let put = async |path: &str, headers: &[(&str, &str)], body: &str| {
+        let stream = TcpStream::connect(proxy.http_address()).await.unwrap();
+        let headers = [&[("Content-Type", "application/json")], headers].concat();
+        http_ask(stream, "PUT", path, &headers, body).await
+    };
+    let path = "/api/v1/tenants/acme/state";
+    let mut inside = scene::connect(&proxy, &scene.acme).await;
+    let suspend = r#"{"state": "suspended", "reason": "unpaid bills"}"#;
+    for header in [("Origin", "https://evil.example.com"), ("Sec-Fetch-Site", "cross-site")] {
+        assert_eq!(put(path, &[header], suspend).await.0, 403);
+    }
+    assert_eq!(put("/api/v1/tenants/globex/state", &[], suspend).await.0, 404);
+    assert_eq!(put(path, &[], "{").await.0, 400);
+    assert_eq!(put(path, &[], r#"{"state": "gone"}"#).await.0, 422);
+    assert_eq!(put(path, &[], r#"{"states": null}"#).await.0, 422);
+    let long = format!(r#"{{"state": null, "reason": "{}"}}"#, "x".repeat(20_000));
+    assert_eq!(put(path, &[], &long).await.0, 413);
+    inside.query("SELECT 1").await.unwrap();
+
+    let (status, body) = put(path, &[], suspend).await;
+    let state: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &state["state"], &state["by"]), (200, &"suspended".into(), &"api".into()), "{body}");
+    let mut client = Wire::tcp(proxy.address()).await.unwrap();
+    let refused = scene::log_in(&mut client, &scene.acme).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("unpaid bills"), "{refused:?}");
+    eventually!(get(&proxy, "/api/v1/tenants").await["totals"]["clients"] == 0);
+    let acme = get(&proxy, "/api/v1/tenants/acme").await;
+    assert_eq!(acme["tenant"]["state"], "suspended");
+    assert_eq!(acme["record"]["state"]["reason"], "unpaid bills");
+
+    assert_eq!(put(path, &[], r#"{"state": null}"#).await.0, 200);
+    scene::connect(&proxy, &scene.acme).await.query("SELECT 1").await.unwrap();
 }

@@ -3,30 +3,40 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, get, put};
 use axum::{Json, Router};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Peer, access};
 use crate::admin::console::{Proxy, View};
-use crate::admin::survey::{Look, Selection};
+use crate::admin::states;
+use crate::admin::survey::{Look, Selection, State as Shown};
+use crate::config::TenantState;
+use crate::tenant::Standing;
 
+/// Who sets a state through the API, as reports and the log name it.
+const OPERATOR: &str = "api";
 /// Longest body of a request, in bytes.
 const MAX_BODY: usize = 16 * 1024;
 /// From the end of a request's head to its answer.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 type Shared = Arc<dyn Proxy>;
-type Routes = [(&'static str, MethodRouter<Shared>); 3];
+type Routes = [(&'static str, MethodRouter<Shared>); 4];
 
 /// What needs a right, by path.
 fn guarded() -> Routes {
-    [("/api/v1/tenants", get(tenants)), ("/api/v1/tenants/{id}", get(tenant)), ("/api/v1/instances", get(instances))]
+    [
+        ("/api/v1/tenants", get(tenants)),
+        ("/api/v1/tenants/{id}", get(tenant)),
+        ("/api/v1/tenants/{id}/state", put(set_state)),
+        ("/api/v1/instances", get(instances)),
+    ]
 }
 
 /// The routes of the API, to be merged with the others.
@@ -94,6 +104,35 @@ async fn tenants(State(proxy): State<Shared>, selection: Result<Query<Selection>
 
 async fn tenant(State(proxy): State<Shared>, Path(id): Path<String>) -> Response {
     answer(proxy, move |look, view| look.detail(&id, view)).await
+}
+
+/// What a tenant's state is to be.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wish {
+    /// None: what its record says.
+    state: Option<TenantState>,
+    /// What clients that are kept out are told.
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+async fn set_state(
+    State(proxy): State<Shared>,
+    Path(id): Path<String>,
+    wish: Result<Json<Wish>, JsonRejection>,
+) -> Response {
+    let Wish { state, reason } = match wish {
+        Ok(Json(wish)) => wish,
+        Err(rejection) => return error(rejection.status(), &rejection.body_text()),
+    };
+    let view = proxy.view();
+    let Some(tenant) = view.registry.get(&id) else {
+        return error(StatusCode::NOT_FOUND, "there is no such tenant");
+    };
+    let standing = state.map(|state| Standing::by(OPERATOR, state, reason));
+    states::set(&tenant, standing, view.sessions, view.pools);
+    Json(Shown::of(&tenant)).into_response()
 }
 
 async fn instances(State(proxy): State<Shared>) -> Response {
