@@ -19,7 +19,6 @@ use crate::drain::{Drain, Phase};
 use crate::listener::Listeners;
 use crate::metrics::{Metrics, QuotaSample, TenantSample};
 use crate::pool::{Counts, Pools};
-use crate::quota::QuotaLine;
 use crate::reload::{self, LoadError, Source};
 use crate::session::Context;
 use crate::sessions::{ClientCap, Order, Sessions};
@@ -227,14 +226,12 @@ struct Sampled {
     tenant: Arc<Tenant>,
     record: Arc<config::Tenant>,
     counts: Counts,
-    quotas: Vec<QuotaLine>,
 }
 
 impl Sampled {
     fn new(tenant: Arc<Tenant>, context: &Context) -> Self {
         let (record, counts) = (tenant.record(), context.pools.counts(&tenant));
-        let quotas = survey::quotas(&tenant, counts);
-        Sampled { tenant, record, counts, quotas }
+        Sampled { tenant, record, counts }
     }
 
     fn sample(&self) -> TenantSample<'_> {
@@ -246,7 +243,7 @@ impl Sampled {
             backends_idle: self.counts.idle.into(),
             backends_active: self.counts.active.into(),
             backends_connecting: self.counts.connecting.into(),
-            highest_use: survey::highest_use(&self.quotas),
+            highest_use: survey::highest_use(&self.tenant, self.counts),
         }
     }
 }
@@ -262,7 +259,8 @@ impl Probe for State {
 
     fn tenant_metrics(&self, tenant: &str) -> Option<String> {
         let sampled = Sampled::new(self.0.registry.get(tenant)?, &self.0);
-        let quotas = sampled.quotas.iter().map(|quota| QuotaSample {
+        let quotas = survey::quotas(&sampled.tenant, sampled.counts);
+        let quotas = quotas.iter().map(|quota| QuotaSample {
             quota: quota.quota,
             limit: quota.limit,
             used: quota.used,

@@ -75,7 +75,6 @@ pub(super) struct Line {
     pub pins: u64,
     pub longest_wait: Duration,
     pub rates: Rates,
-    pub quotas: Vec<QuotaLine>,
     /// Of the quota that is closest to its limit; 1 is all of it.
     pub highest_use: f64,
     pub score: Score,
@@ -98,8 +97,7 @@ impl Line {
         };
         let counted = Counted::of(stats);
         let rates = before.map_or_else(Rates::default, |before| counted.rates(before, window));
-        let quotas = quotas(&tenant, counts);
-        let highest_use = highest_use(&quotas);
+        let highest_use = highest_use(&tenant, counts);
         let score = score::of(&score::Suffering {
             waiting,
             longest_wait,
@@ -109,7 +107,7 @@ impl Line {
             pins,
             rates: &rates,
         });
-        Line { tenant, record, counts, clients, waiting, pins, longest_wait, rates, quotas, highest_use, score }
+        Line { tenant, record, counts, clients, waiting, pins, longest_wait, rates, highest_use, score }
     }
 
     /// What it is in now, the record's or an operator's word.
@@ -117,13 +115,17 @@ impl Line {
         self.tenant.state().state.text()
     }
 
+    /// For the list: with the quotas that have a limit and a use, or were enforced.
     pub fn figures(&self) -> TenantFigures {
-        let telling = |quota: &&QuotaLine| quota.ratio().is_some() || quota.refused > 0;
-        TenantFigures { quotas: self.quotas.iter().filter(telling).map(Quota::from).collect(), ..self.detailed() }
+        self.with_quotas(|quota| quota.ratio().is_some() || quota.refused > 0)
     }
 
     /// The same with all quotas.
     pub fn detailed(&self) -> TenantFigures {
+        self.with_quotas(|_| true)
+    }
+
+    fn with_quotas(&self, wanted: impl Fn(&QuotaLine) -> bool) -> TenantFigures {
         let (record, counts) = (&self.record, self.counts);
         TenantFigures {
             id: record.id.clone(),
@@ -144,7 +146,7 @@ impl Line {
                 connecting: counts.connecting.into(),
             },
             highest_use: self.highest_use,
-            quotas: self.quotas.iter().map(Quota::from).collect(),
+            quotas: quotas(&self.tenant, counts).iter().filter(|quota| wanted(quota)).map(Quota::from).collect(),
             rates: self.rates,
         }
     }
