@@ -99,6 +99,18 @@ install() {
     fi
 }
 
+# Without a browser the test of the operators' page is left out, and says so: no reason to fail here.
+try_chromium() {
+    if program chromium || program google-chrome; then return; fi >/dev/null
+    local root=()
+    [[ $EUID == 0 ]] || root=(sudo -n)
+    if ! program apt-get >/dev/null || ! "${root[@]}" true 2>/dev/null; then return 0; fi
+    echo "setup: installing chromium"
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive sh -c \
+        'apt-get -qq update && apt-get -qq -o Dpkg::Use-Pty=0 install --no-install-recommends chromium' >/dev/null 2>&1 ||
+        echo "setup: chromium cannot be had: the page will not be tried in a browser"
+}
+
 case $purpose in
     demo | test | suites | bench | instructions) ;;
     *) echo "usage: $0 demo|test|suites|bench|instructions" >&2 && exit 2 ;;
@@ -107,6 +119,7 @@ if ! program cargo >/dev/null; then
     echo "setup: cargo is not installed. pgtenant needs Rust 1.90 or newer: see rustup.rs, or your system's packages." >&2
     exit 1
 fi
+if [[ $purpose == test ]]; then try_chromium; fi
 "need_for_$purpose"
 [[ ${#missing[@]} == 0 ]] && exit 0
 program apt-get >/dev/null || explain "this is not a Debian system, so nothing was installed."

@@ -105,16 +105,16 @@ struct Column {
 #[rustfmt::skip]
 const COLUMNS: [Column; 12] = [
     Column { title: "TENANT", key: 'n', sort: Sort::Id, width: 20, right: false, rank: 0, text: |t| t.id.clone() },
-    Column { title: "SCORE", key: 's', sort: Sort::Score, width: 5, right: true, rank: 0, text: |t| number(t.score) },
+    Column { title: "SCORE", key: 's', sort: Sort::Score, width: 6, right: true, rank: 0, text: |t| number(t.score) },
     Column { title: "WHY", key: 's', sort: Sort::Score, width: 14, right: false, rank: 1, text: why },
-    Column { title: "WAITING", key: 'w', sort: Sort::Waiting, width: 7, right: true, rank: 0, text: |t| t.waiting.to_string() },
-    Column { title: "LONGEST", key: 'l', sort: Sort::Wait, width: 7, right: true, rank: 3, text: longest },
+    Column { title: "WAITING", key: 'w', sort: Sort::Waiting, width: 8, right: true, rank: 0, text: |t| t.waiting.to_string() },
+    Column { title: "LONGEST", key: 'l', sort: Sort::Wait, width: 8, right: true, rank: 3, text: longest },
     Column { title: "BACKENDS", key: 'b', sort: Sort::Backends, width: 19, right: false, rank: 1, text: backends },
-    Column { title: "QUOTA", key: 'u', sort: Sort::Use, width: 5, right: true, rank: 2, text: |t| percent(t.highest_use) },
-    Column { title: "CLIENTS", key: 'c', sort: Sort::Clients, width: 7, right: true, rank: 2, text: |t| t.clients.to_string() },
-    Column { title: "QUERIES/s", key: 't', sort: Sort::Queries, width: 9, right: true, rank: 1, text: |t| number(t.rates.queries) },
-    Column { title: "ERRORS/s", key: 'e', sort: Sort::Errors, width: 8, right: true, rank: 2, text: |t| number(t.rates.errors) },
-    Column { title: "PINS", key: 'p', sort: Sort::Pins, width: 4, right: true, rank: 3, text: |t| t.pins.to_string() },
+    Column { title: "QUOTA", key: 'u', sort: Sort::Use, width: 6, right: true, rank: 2, text: |t| percent(t.highest_use) },
+    Column { title: "CLIENTS", key: 'c', sort: Sort::Clients, width: 8, right: true, rank: 2, text: |t| t.clients.to_string() },
+    Column { title: "QUERIES/s", key: 't', sort: Sort::Queries, width: 10, right: true, rank: 1, text: |t| number(t.rates.queries) },
+    Column { title: "ERRORS/s", key: 'e', sort: Sort::Errors, width: 9, right: true, rank: 2, text: |t| number(t.rates.errors) },
+    Column { title: "PINS", key: 'p', sort: Sort::Pins, width: 5, right: true, rank: 3, text: |t| t.pins.to_string() },
     Column { title: "INSTANCE", key: 'i', sort: Sort::Instance, width: 12, right: false, rank: 4, text: |t| t.instance.clone() },
 ];
 
@@ -476,6 +476,9 @@ mod tests {
     #[test]
     fn every_line_fits_whatever_the_size() {
         let look = look();
+        for column in &COLUMNS {
+            assert!(column.title.len() < column.width, "{}: no room for the sign of its order", column.title);
+        }
         for (width, height) in [(200, 50), (120, 30), (80, 24), (40, 10), (20, 3), (1, 1)] {
             let lines = lines(Some(&look), &State::default(), width, height);
             assert_eq!(lines.len(), height, "{width}x{height}");
