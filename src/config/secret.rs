@@ -35,19 +35,24 @@ impl Secret {
         }
     }
 
-    /// Reads a secret file; one that everybody can read is refused.
+    /// Reads a secret file; one that everybody can read is refused, but for those that a container is given.
     pub(super) fn from_file(path: &Path) -> Result<Self, String> {
         let shown = path.display();
         let metadata = std::fs::metadata(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
         if !metadata.is_file() {
             return Err(format!("{shown} is not a file"));
         }
-        if metadata.permissions().mode() & 0o004 != 0 {
+        if metadata.permissions().mode() & 0o004 != 0 && !is_given_to_a_container(path) {
             return Err(format!("{shown} can be read by everybody; run: chmod 600 {shown}"));
         }
         let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {shown}: {error}"))?;
         Self::from_text(&Zeroizing::new(text), &shown.to_string())
     }
+}
+
+/// Docker and Kubernetes mount secrets so that all users in a container can read them; nobody else is there.
+fn is_given_to_a_container(path: &Path) -> bool {
+    path.starts_with("/run/secrets") || path.starts_with("/var/run/secrets")
 }
 
 impl fmt::Debug for Secret {
@@ -155,5 +160,25 @@ impl<'de> Visitor<'de> for VerifierVisitor {
 impl<'de> Deserialize<'de> for Verifier {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(VerifierVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_a_container_may_be_readable_there() {
+        assert!(is_given_to_a_container(Path::new("/run/secrets/http_token")));
+        assert!(!is_given_to_a_container(Path::new("/run/secretsx")));
+        assert!(!is_given_to_a_container(Path::new("run/secrets/http_token")));
+    }
+
+    #[test]
+    fn others_may_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secret").unwrap();
+        std::fs::set_permissions(file.path(), PermissionsExt::from_mode(0o644)).unwrap();
+        assert!(Secret::from_file(file.path()).unwrap_err().contains("chmod 600"));
     }
 }
