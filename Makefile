@@ -2,7 +2,7 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test postgres18 drivers suites bench-load bench instructions fmt clean
+.PHONY: help demo test postgres18 drivers suites bench-load bench-neighbours bench instructions fmt clean
 
 help:
 	@echo 'make demo         three tenants on three throwaway PostgreSQL instances; ARGS=--once ends after the proof'
@@ -11,6 +11,7 @@ help:
 	@echo 'make bench        microbenchmarks (criterion)'
 	@echo 'make instructions whether the relay takes more instructions for a recorded conversation than before'
 	@echo 'make bench-load   the cost of a transaction beside PgBouncer and others; ARGS=--help lists the options'
+	@echo 'make bench-neighbours  what calm tenants notice of a greedy one, with fairness, without, and through PgBouncer'
 	@echo 'make fmt          format the code'
 	@echo 'make clean        remove everything that was built'
 
@@ -48,6 +49,12 @@ bench-load:
 	@scripts/pgbouncer.sh
 	cargo build --profile dist
 	python3 -B benches/load/run.py --pgtenant $(TARGET)/dist/pgtenant $(ARGS)
+
+bench-neighbours:
+	@scripts/setup.sh bench
+	@scripts/pgbouncer.sh
+	cargo build --profile dist
+	python3 -B benches/load/neighbours.py --pgtenant $(TARGET)/dist/pgtenant $(ARGS)
 
 bench:
 	cargo bench $(ARGS)

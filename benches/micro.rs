@@ -8,22 +8,22 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pgtenant::auth::{ClientSecret, ScramClient, ScramServer, ScramVerifier};
 use pgtenant::backend::{BackendState, Statements};
-use pgtenant::pool::ledger::{Bound, Checkout, Effect, Fairness, Ledger, PoolSettings, Share};
+use pgtenant::pool::ledger::{Bound, Checkout, Effect, Effects, Fairness, Ledger, PoolKey, PoolSettings, Share, Slot};
 use pgtenant::relay::{Flow, FlowLimits, SessionState, Splice};
 use pgtenant::sql;
 use pgtenant::wire::Opening;
 use pgtenant::wire::messages::framed;
 
-/// Warm: the pool has an idle backend and nobody waits.
-fn ledger(c: &mut Criterion) {
-    let now = Instant::now();
-    let bound = Bound { max: 100, max_connecting: 100 };
+type TestLedger = Ledger<u32, u32, &'static str>;
+type TestEffects = Effects<u32, u32, &'static str>;
+
+/// An instance with 16 backends for so many tenants, each with a pool; all are the first one's if it wants them.
+fn instance(tenants: usize, now: Instant) -> (TestLedger, Vec<PoolKey>) {
     let fairness =
         Fairness { enabled: true, quantum: Duration::from_millis(100), lend_after: Duration::from_secs(1), shed: None };
-    let mut ledger: Ledger<u32, u32, &str> = Ledger::new(bound, fairness, now);
-    let tenant = ledger.add_tenant(Share { max: 20, max_connecting: 4, guaranteed: 0, weight: 1 });
+    let mut ledger = Ledger::new(Bound { max: 16, max_connecting: 16 }, fairness, now);
     let settings = PoolSettings {
-        max: 20,
+        max: 16,
         guaranteed: 0,
         min: 0,
         idle_timeout: Duration::from_secs(600),
@@ -31,23 +31,56 @@ fn ledger(c: &mut Criterion) {
         retry: Duration::from_millis(100),
         retry_max: Duration::from_secs(15),
     };
-    let role = ledger.add_role(tenant);
-    let pool = ledger.add_pool(role, settings, true);
-    let mut effects = Default::default();
-    let _ = ledger.checkout(pool, now, || 0, &mut effects);
+    let pools = (0..tenants).map(|number| {
+        let guaranteed = if number == 0 { 16 } else { 0 };
+        let tenant = ledger.add_tenant(Share { max: 16, max_connecting: 16, guaranteed, weight: 1 });
+        let role = ledger.add_role(tenant);
+        ledger.add_pool(role, settings, true)
+    });
+    let pools = pools.collect();
+    (ledger, pools)
+}
+
+/// A backend in the caller's hands, opened for it.
+fn opened(ledger: &mut TestLedger, pool: PoolKey, now: Instant, effects: &mut TestEffects) -> Slot<u32> {
+    let _ = ledger.checkout(pool, now, || 0, effects);
     effects.clear();
-    ledger.opened(pool, 0, now, &mut effects);
+    ledger.opened(pool, 0, now, effects);
     let Some(Effect::Grant(_, _, slot)) = effects.pop() else { panic!("the waiter gets the backend: {effects:?}") };
-    ledger.release(pool, slot, now, &mut effects);
+    slot
+}
+
+/// Warm, with nobody who waits; with a queue in the own pool; with many tenants that wait for the instance.
+fn ledger(c: &mut Criterion) {
+    let (now, mut effects) = (Instant::now(), TestEffects::new());
+    let (mut ledger, pools) = instance(1, now);
+    let slot = opened(&mut ledger, pools[0], now, &mut effects);
+    ledger.release(pools[0], slot, now, &mut effects);
     c.bench_function("ledger/checkout and release", |b| {
         b.iter(|| {
-            let Checkout::Ready(slot) = ledger.checkout(pool, now, || 0, &mut effects) else {
+            let Checkout::Ready(slot) = ledger.checkout(pools[0], now, || 0, &mut effects) else {
                 panic!("idle one taken")
             };
-            ledger.release(pool, black_box(slot), now, &mut effects);
+            ledger.release(pools[0], black_box(slot), now, &mut effects);
         });
     });
-    assert!(effects.is_empty());
+    for (name, tenants) in [("ledger/hand-off in a queue", 1), ("ledger/hand-off beside 100 tenants that wait", 101)] {
+        let (mut ledger, pools) = instance(tenants, now);
+        let mut slots: Vec<Slot<u32>> = (0..16).map(|_| opened(&mut ledger, pools[0], now, &mut effects)).collect();
+        for pool in &pools[1..] {
+            let _ = ledger.checkout(*pool, now, || 0, &mut effects);
+        }
+        effects.clear();
+        let mut slot = slots.pop();
+        c.bench_function(name, |b| {
+            b.iter(|| {
+                let _ = ledger.checkout(pools[0], now, || 0, &mut effects);
+                ledger.release(pools[0], slot.take().expect("it came back"), now, &mut effects);
+                let Some(Effect::Grant(_, _, granted)) = effects.pop() else { panic!("the waiter's turn") };
+                slot = Some(granted);
+            });
+        });
+    }
 }
 
 fn all(parts: &[(u8, &[u8])]) -> Vec<u8> {
