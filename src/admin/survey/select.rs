@@ -71,17 +71,21 @@ impl Default for Selection {
 }
 
 impl Selection {
-    fn picks(&self, line: &Line) -> bool {
+    /// `words` are the filter's, in lower case.
+    fn picks(words: &[String], line: &Line) -> bool {
+        if words.is_empty() {
+            return true;
+        }
         let (record, state) = (&line.record, line.state());
-        let holds = |word: &str| {
+        let holds = |word: &String| {
             [record.id.as_str(), record.instance.name.as_str(), state]
                 .into_iter()
                 .chain(record.instance.region.as_deref())
                 .chain(record.tier.as_deref())
                 .chain(line.score.why.iter().copied())
-                .any(|text| text.to_ascii_lowercase().contains(word))
+                .any(|text| text.to_ascii_lowercase().contains(word.as_str()))
         };
-        self.filter.to_ascii_lowercase().split_whitespace().all(holds)
+        words.iter().all(holds)
     }
 
     fn compare(&self, a: &Line, b: &Line) -> Ordering {
@@ -131,7 +135,8 @@ fn add(sum: &mut Backends, counts: Counts) {
 impl Look {
     /// The tenants that `selection` picks, in its order, from its offset to its limit.
     pub fn tenants(&self, selection: &Selection, view: View<'_>) -> Tenants {
-        let mut picked: Vec<&Line> = self.lines.iter().filter(|line| selection.picks(line)).collect();
+        let words: Vec<String> = selection.filter.split_whitespace().map(str::to_ascii_lowercase).collect();
+        let mut picked: Vec<&Line> = self.lines.iter().filter(|line| Selection::picks(&words, line)).collect();
         let matched = picked.len();
         let wanted = selection.offset.saturating_add(selection.limit.min(MOST));
         if wanted < picked.len() && wanted > 0 {
