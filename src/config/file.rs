@@ -46,6 +46,7 @@ pub(super) struct File {
     pub tracing: Tracing,
     pub drain: Drain,
     pub admin: Admin,
+    pub lifecycle: Lifecycle,
     pub tier: BTreeMap<String, Tier>,
     pub tenants_dir: PathBuf,
     pub instances: BTreeMap<String, Instance>,
@@ -68,6 +69,7 @@ impl Default for File {
             tracing: Tracing::default(),
             drain: Drain::default(),
             admin: Admin::default(),
+            lifecycle: Lifecycle::default(),
             tier: BTreeMap::new(),
             tenants_dir: TENANTS_DIR.into(),
             instances: BTreeMap::new(),
@@ -404,6 +406,42 @@ impl Default for AdminRole {
     }
 }
 
+/// Where the commands on tenants keep what they must not forget.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Lifecycle {
+    pub audit_log: PathBuf,
+    pub journal_dir: PathBuf,
+    pub per_instance: u32,
+    pub grace: Period,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Lifecycle {
+            audit_log: "audit.jsonl".into(),
+            journal_dir: "lifecycle.d".into(),
+            per_instance: 4,
+            grace: seconds(24 * 60 * 60),
+        }
+    }
+}
+
+/// `[instances.<name>.admin]`.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct InstanceAdmin {
+    pub user: String,
+    pub password: Option<Reference>,
+    pub database: String,
+}
+
+impl Default for InstanceAdmin {
+    fn default() -> Self {
+        InstanceAdmin { user: "postgres".to_owned(), password: None, database: "postgres".to_owned() }
+    }
+}
+
 /// `[instances.<name>]`.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -416,6 +454,10 @@ pub(super) struct Instance {
     pub max_backends: u32,
     pub system_identifier: Option<SystemIdentifier>,
     pub region: Option<String>,
+    pub tags: Vec<String>,
+    pub max_tenants: Option<u32>,
+    pub wal_retention: Option<Period>,
+    pub admin: Option<InstanceAdmin>,
 }
 
 impl Default for Instance {
@@ -429,6 +471,10 @@ impl Default for Instance {
             max_backends: 90,
             system_identifier: None,
             region: None,
+            tags: Vec::new(),
+            max_tenants: None,
+            wal_retention: None,
+            admin: None,
         }
     }
 }
@@ -439,7 +485,9 @@ impl Default for Instance {
 pub(super) struct Tenant {
     pub id: Option<String>,
     pub instance: Option<String>,
+    pub region: Option<String>,
     pub tier: Option<String>,
+    pub credentials: Option<PathBuf>,
     pub state: TenantState,
     pub state_reason: Option<String>,
     pub maintenance_roles: Vec<String>,
@@ -460,7 +508,9 @@ impl Default for Tenant {
         Tenant {
             id: None,
             instance: None,
+            region: None,
             tier: None,
+            credentials: None,
             state: TenantState::Active,
             state_reason: None,
             maintenance_roles: Vec::new(),

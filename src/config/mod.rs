@@ -7,6 +7,7 @@ mod document;
 mod file;
 mod http;
 mod layers;
+mod lifecycle;
 mod pool;
 mod problem;
 mod quota;
@@ -28,10 +29,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use lifecycle::{Host, InstanceAdmin, Lifecycle};
 pub use problem::{ConfigError, Problem};
 pub use quota::Quota;
 pub use resolve::load;
 pub use secret::Secret;
+pub use tenants::check_id;
 
 /// The complete, checked configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +56,7 @@ pub struct Config {
     pub tracing: Tracing,
     pub drain: Drain,
     pub admin: Admin,
+    pub lifecycle: Lifecycle,
     pub instances: BTreeMap<String, Arc<Instance>>,
     pub tenants: BTreeMap<String, Arc<Tenant>>,
 }
@@ -444,6 +448,10 @@ pub struct Tenant {
     /// Where the record was read, for error messages.
     pub source: PathBuf,
     pub instance: Arc<Instance>,
+    /// Where the tenant has to stay: its instance is there, or the record is refused.
+    pub region: Option<String>,
+    /// Where its passwords were written when it was made; goes with the tenant. Nothing else looks at it.
+    pub credentials: Option<PathBuf>,
     /// The `[tier.<name>]` that it has its defaults from.
     pub tier: Option<String>,
     pub state: TenantState,

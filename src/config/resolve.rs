@@ -12,7 +12,7 @@ use super::problem::{ConfigError, Gathered, Scope};
 use super::scalar::Period;
 use super::{
     Auth, Collector, Config, Drain, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode,
-    Tracing, admin, http, layers, pool, quota, read, tenants,
+    Tracing, admin, http, layers, lifecycle, pool, quota, read, tenants,
 };
 
 /// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
@@ -60,14 +60,14 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let admin = admin::resolve(file.admin, file.routing.user_suffix.0, scope.enter("admin"));
 
     let mut instances_scope = scope.enter("instances");
-    let instances: BTreeMap<String, Arc<Instance>> = file
-        .instances
-        .into_iter()
-        .map(|(name, written)| {
-            let scope = instances_scope.enter(&name);
-            (name.clone(), Arc::new(instance(name, written, scope)))
-        })
-        .collect();
+    let hosts = file.instances.into_iter().map(|(name, mut written)| {
+        let instance = Arc::new(instance(name.clone(), &mut written, instances_scope.enter(&name)));
+        let host = lifecycle::host(&written, instance, instances_scope.enter(&name));
+        (name, host)
+    });
+    let hosts: BTreeMap<String, lifecycle::Host> = hosts.collect();
+    let instances: BTreeMap<String, Arc<Instance>> =
+        hosts.iter().map(|(name, host)| (name.clone(), host.instance.clone())).collect();
     let mut tiers_scope = scope.enter("tier");
     let tiers = file.tier.into_iter().map(|(name, written)| {
         let tier = tenants::Tier::new(written, &file.pool, tiers_scope.enter(&name));
@@ -77,6 +77,8 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let shared =
         tenants::Shared { instances: &instances, tiers: &tiers, pool: &file.pool, quota: &file.quota, tls: tls.mode };
     let (tenants, ids) = tenants::resolve(&file.tenants_dir, file.tenants, &shared, &mut scope);
+    let tenants_dir = scope.path(&file.tenants_dir);
+    let lifecycle = lifecycle::resolve(&file.lifecycle, tenants_dir, hosts, scope.enter("lifecycle"));
     let routing = routing(file.routing, &ids, scope.enter("routing"));
 
     let sources: Vec<PathBuf> = std::mem::take(&mut gathered.sources).into_iter().collect();
@@ -96,6 +98,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
         tracing,
         drain,
         admin,
+        lifecycle,
         instances,
         tenants,
     }
@@ -295,14 +298,14 @@ fn collector(endpoint: &str, service: String) -> Option<Collector> {
     })
 }
 
-fn instance(name: String, written: file::Instance, mut scope: Scope<'_, '_>) -> Instance {
+fn instance(name: String, written: &mut file::Instance, mut scope: Scope<'_, '_>) -> Instance {
     if let Err(message) = tenants::check_id(&name) {
         scope.problem("", format!("an instance's name {message}"));
     }
     if written.host.is_none() {
         scope.problem("host", "missing; write a host name, an address or a socket's folder");
     }
-    let host = written.host.unwrap_or_default();
+    let host = written.host.take().unwrap_or_default();
     let ip: Option<IpAddr> = host.parse().ok();
     let folder = host.starts_with('/');
     if !folder && ip.is_none() && host.contains([':', ' ', '/', '[']) {
@@ -311,7 +314,7 @@ fn instance(name: String, written: file::Instance, mut scope: Scope<'_, '_>) -> 
     }
     scope.require(written.port != 0, "port", "must not be 0");
     scope.require(written.max_backends > 0, "max_backends", "at least 1 is needed");
-    let tls_ca = written.tls_ca.map(|ca| scope.file("tls_ca", &ca));
+    let tls_ca = written.tls_ca.take().map(|ca| scope.file("tls_ca", &ca));
     let local = folder || host == "localhost" || ip.is_some_and(|ip| ip.is_loopback());
     let tls = written.tls.unwrap_or(match (&tls_ca, local) {
         (Some(_), _) => InstanceTls::VerifyFull,
@@ -335,10 +338,10 @@ fn instance(name: String, written: file::Instance, mut scope: Scope<'_, '_>) -> 
         name,
         address,
         tls,
-        tls_server_name: written.tls_server_name.unwrap_or(host),
+        tls_server_name: written.tls_server_name.take().unwrap_or(host),
         tls_ca,
         max_backends: written.max_backends,
-        system_identifier: written.system_identifier.map(|id| id.0),
-        region: written.region,
+        system_identifier: written.system_identifier.take().map(|id| id.0),
+        region: written.region.take(),
     }
 }

@@ -104,7 +104,7 @@ fn record(path: &Path, id: &str, shared: &Shared<'_>, gathered: &mut Gathered<'_
 }
 
 /// What is wrong with an id, for a message that begins with whose it is.
-pub(super) fn check_id(id: &str) -> Result<(), &'static str> {
+pub fn check_id(id: &str) -> Result<(), &'static str> {
     let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     if id.len() > 63 {
         Err("has at most 63 characters, as a DNS label")
@@ -155,10 +155,21 @@ fn tenant(id: &str, written: file::Tenant, shared: &Shared<'_>, mut scope: Scope
     let databases = databases(written.databases, &mut scope);
     let auth_query = written.auth_query.map(|query| auth_query(query, &database, scope.enter("auth_query")));
     let service = written.service.map(|service| self::service(service, scope.enter("service")));
+    let instance = instance(written.instance, shared, &mut scope)?;
+    if let Some(region) = &written.region
+        && instance.region.as_ref() != Some(region)
+    {
+        let place = instance.region.as_deref().unwrap_or("none");
+        let message = format!("the tenant stays in {region:?}, but instance {:?} has region {place:?}", instance.name);
+        scope.problem("region", message);
+    }
+    let credentials = written.credentials.map(|path| scope.path(&path));
     Some(Tenant {
         id: id.to_owned(),
         source: scope.document.path.clone(),
-        instance: instance(written.instance, shared, &mut scope)?,
+        instance,
+        region: written.region,
+        credentials,
         tier: written.tier,
         state: written.state,
         state_reason: written.state_reason,

@@ -43,7 +43,14 @@ fn load_in(folder: &Path, environment: &[(&str, &str)], overrides: &[(&str, &str
 fn load_text(proxy: &str) -> Config {
     let folder = folder(&[("proxy.toml", proxy)]);
     let config = load_in(folder.path(), &[], &[]).unwrap_or_else(|error| panic!("{error}"));
-    Config { sources: Vec::new(), written: BTreeMap::new(), ..config }
+    let within = |path: &Path| path.strip_prefix(folder.path()).unwrap().to_owned();
+    let lifecycle = Lifecycle {
+        tenants_dir: within(&config.lifecycle.tenants_dir),
+        audit_log: within(&config.lifecycle.audit_log),
+        journal_dir: within(&config.lifecycle.journal_dir),
+        ..config.lifecycle
+    };
+    Config { sources: Vec::new(), written: BTreeMap::new(), lifecycle, ..config }
 }
 
 fn complaint(folder: &TempDir, environment: &[(&str, &str)], overrides: &[(&str, &str)]) -> String {
@@ -115,6 +122,7 @@ const SURROUNDINGS: &[(&str, &str)] = &[
     ("certs/wildcard.crt", ""),
     ("pg1-ca.crt", ""),
     ("ops.verifier", VERIFIER),
+    ("pg1-admin.password", "administer\n"),
     ("http.token", "0123456789abcdef0123456789abcdef"),
     ("operators-ca.crt", ""),
     ("tenants.d/acme-clients.crt", ""),

@@ -53,6 +53,8 @@ fn tenant(id: &str, client_ca: Option<PathBuf>, required: bool) -> (String, Arc<
         max_pin_time: None,
     };
     let tenant = Tenant {
+        region: None,
+        credentials: None,
         id: id.into(),
         source: PathBuf::new(),
         instance: Arc::new(instance),
