@@ -42,6 +42,9 @@ pub mod admin;
 pub mod session;
 pub mod listener;
 
+// What commands do to tenants.
+pub mod lifecycle;
+
 // The process.
 pub mod reload;
 pub mod app;

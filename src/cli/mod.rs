@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod audit;
 mod check;
 pub mod demo;
 mod route;
@@ -51,6 +52,8 @@ enum Command {
     },
     /// Watch a running proxy's tenants, those that hurt first; --once, or without a terminal, prints them.
     Top(top::TopArgs),
+    /// The log of what was done to tenants.
+    Audit(audit::AuditArgs),
     /// Show it all on throwaway PostgreSQL instances: three tenants, the proof, and psql lines to try.
     Demo(demo::DemoArgs),
 }
@@ -126,6 +129,7 @@ pub fn run() -> ExitCode {
             None => endpoint.endpoint().and_then(|endpoint| health::health(&endpoint)),
         },
         Command::Top(args) => top::run(&args),
+        Command::Audit(args) => audit::run(args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {
