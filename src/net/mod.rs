@@ -1,6 +1,7 @@
 //! Sockets and TLS on both sides: streams, certificates by SNI towards clients, trust towards instances.
 
 pub mod certificates;
+mod control;
 pub mod crypto;
 mod dial;
 mod endpoint;
@@ -13,6 +14,7 @@ pub mod x509;
 #[cfg(test)]
 mod test_certificates;
 
+pub use control::{ControlConnections, ControlError, ControlPool, control, with_sources};
 pub use crypto::crypto_provider;
 pub use dial::{DialError, Place, dial};
 pub use endpoint::Endpoint;

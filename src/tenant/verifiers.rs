@@ -11,13 +11,11 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use time::OffsetDateTime;
-use tokio::sync::watch;
-use tokio_postgres::NoTls;
 
 use super::Tenant;
 use crate::auth::{Mock, ScramVerifier, Verifier, VerifierError};
 use crate::config::{self, AuthQuery, Secret};
-use crate::net::{DialError, InstanceTlsError, Place, dial};
+use crate::net::{ControlPool, InstanceTlsError, Place, with_sources};
 
 /// Remembered answers, all tenants together; beyond that, any one makes room.
 const MAX_REMEMBERED: usize = 50_000;
@@ -54,52 +52,6 @@ pub enum LookupError {
     Tls { tenant: String, source: InstanceTlsError },
 }
 
-/// Connections for auth queries to one tenant's database.
-#[derive(Debug, Clone)]
-struct QueryPool {
-    connections: bb8::Pool<QueryConnections>,
-    failures: Failures,
-}
-
-/// Why the last connect failed: bb8 itself would only say, and only in the end, that there was no connection in time.
-#[derive(Debug, Clone)]
-struct Failures(watch::Sender<String>);
-
-impl bb8::ErrorSink<QueryError> for Failures {
-    fn sink(&self, error: QueryError) {
-        self.0.send_replace(error.to_string());
-    }
-
-    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<QueryError>> {
-        Box::new(self.clone())
-    }
-}
-
-impl QueryPool {
-    fn new(connections: QueryConnections) -> Self {
-        let failures = Failures(watch::Sender::default());
-        let connections = bb8::Pool::builder()
-            .max_size(QUERY_CONNECTIONS)
-            .connection_timeout(QUERY_TIMEOUT)
-            .idle_timeout(Some(Duration::from_secs(60)))
-            .retry_connection(false)
-            .error_sink(Box::new(failures.clone()))
-            .build_unchecked(connections);
-        QueryPool { connections, failures }
-    }
-
-    /// A connection, or the reason why the next attempt to make one failed.
-    async fn get(&self) -> Result<bb8::PooledConnection<'_, QueryConnections>, String> {
-        let mut failed = self.failures.0.subscribe();
-        tokio::select! {
-            biased;
-            connection = self.connections.get() => connection.map_err(|error| error.to_string()),
-            // The sender lives in the pool: there is always a value.
-            _ = failed.changed() => Err(failed.borrow().clone()),
-        }
-    }
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Verifiers {
@@ -107,7 +59,7 @@ pub struct Verifiers {
     /// Where the record has a password, its verifier gets the salt that a mock exchange would show.
     mock: Mock,
     remembered: Mutex<HashMap<(String, String), Remembered, ahash::RandomState>>,
-    queries: Mutex<HashMap<String, (Arc<AuthSource>, QueryPool)>>,
+    queries: Mutex<HashMap<String, (Arc<AuthSource>, ControlPool)>>,
     /// How long auth queries take, smoothed; 0 before the first.
     query_micros: AtomicU64,
 }
@@ -257,7 +209,7 @@ impl Verifiers {
         }))
     }
 
-    fn query_pool(&self, record: &config::Tenant, query: &AuthQuery) -> Result<QueryPool, LookupError> {
+    fn query_pool(&self, record: &config::Tenant, query: &AuthQuery) -> Result<ControlPool, LookupError> {
         let source = AuthSource { instance: record.instance.clone(), query: query.clone() };
         let mut queries = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((made_for, pool)) = queries.get(&record.id)
@@ -267,7 +219,7 @@ impl Verifiers {
         }
         let place = Place::new(record.instance.clone())
             .map_err(|source| LookupError::Tls { tenant: record.id.clone(), source })?;
-        let pool = QueryPool::new(QueryConnections { place, config: query_config(&source) });
+        let pool = ControlPool::new(place, query_config(&source), QUERY_CONNECTIONS, QUERY_TIMEOUT);
         queries.insert(record.id.clone(), (Arc::new(source), pool.clone()));
         Ok(pool)
     }
@@ -303,64 +255,9 @@ fn valid_until(row: &tokio_postgres::Row) -> Result<Option<OffsetDateTime>, toki
 
 fn query_config(source: &AuthSource) -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
-    config
-        .user(&source.query.user)
-        .dbname(&source.query.database)
-        .application_name("pgtenant auth_query")
-        // The stream is encrypted already where it has to be.
-        .ssl_mode(tokio_postgres::config::SslMode::Disable);
+    config.user(&source.query.user).dbname(&source.query.database).application_name("pgtenant auth_query");
     if let Some(password) = &source.query.password {
         config.password(password.expose());
     }
     config
-}
-
-/// A driver's error says what failed only together with its sources.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-/// Opens connections for auth queries: reached as every backend of the instance is, logged in by tokio-postgres.
-#[derive(Debug)]
-struct QueryConnections {
-    place: Place,
-    config: tokio_postgres::Config,
-}
-
-impl bb8::ManageConnection for QueryConnections {
-    type Connection = tokio_postgres::Client;
-    type Error = QueryError;
-
-    async fn connect(&self) -> Result<Self::Connection, Self::Error> {
-        let stream = dial(&self.place).await?;
-        let (client, connection) = self.config.connect_raw(stream, NoTls).await?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error = with_sources(&error), "connection for auth queries ended");
-            }
-        });
-        Ok(client)
-    }
-
-    async fn is_valid(&self, client: &mut Self::Connection) -> Result<(), Self::Error> {
-        Ok(client.simple_query("").await.map(drop)?)
-    }
-
-    fn has_broken(&self, client: &mut Self::Connection) -> bool {
-        client.is_closed()
-    }
-}
-
-#[derive(Debug, Error)]
-enum QueryError {
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    #[error("{}", with_sources(.0))]
-    Postgres(#[from] tokio_postgres::Error),
 }
