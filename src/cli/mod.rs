@@ -37,9 +37,6 @@ enum Command {
     Check(ConfigArgs),
     /// Show which tenant, pool and instance a connection with these hints would get, and why.
     Route(route::RouteArgs),
-    /// Set a tenant's state in its record; a running proxy takes it over at once.
-    #[command(subcommand)]
-    Tenant(tenant::TenantCommand),
     /// Make a SCRAM-SHA-256 verifier for a tenant's record from a password on standard input.
     Verifier,
     /// Ask a running proxy whether it is ready; exit status 1 when not.
@@ -52,6 +49,8 @@ enum Command {
     },
     /// Watch a running proxy's tenants, those that hurt first; --once, or without a terminal, prints them.
     Top(top::TopArgs),
+    /// Make, show, change, pause and erase tenants.
+    Tenant(tenant::TenantArgs),
     /// The log of what was done to tenants.
     Audit(audit::AuditArgs),
     /// Show it all on throwaway PostgreSQL instances: three tenants, the proof, and psql lines to try.
@@ -93,7 +92,7 @@ impl EndpointArgs {
 }
 
 /// Where the configuration is.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ConfigArgs {
     /// The configuration file; default: proxy.toml in the current folder.
     #[arg(long, short, value_name = "FILE")]
@@ -122,13 +121,13 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(args.source()),
         Command::Check(args) => check::run(&args.source()),
         Command::Route(args) => route::run(args),
-        Command::Tenant(command) => tenant::run(command),
         Command::Verifier => verifier::run(),
         Command::Health { address, endpoint } => match address {
             Some(address) => health::health(&Endpoint::at(address)),
             None => endpoint.endpoint().and_then(|endpoint| health::health(&endpoint)),
         },
         Command::Top(args) => top::run(&args),
+        Command::Tenant(args) => return tenant::run(args),
         Command::Audit(args) => audit::run(args),
         Command::Demo(args) => demo::run(&args),
     };

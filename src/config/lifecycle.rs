@@ -1,6 +1,6 @@
 //! `[lifecycle]`, and what the commands on tenants have to know of instances. Nothing of it matters to traffic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,8 @@ pub struct Lifecycle {
     pub per_instance: u32,
     /// How long an old password stays good after a rotation; default 24 h.
     pub grace: Duration,
+    /// Names of `[tier.*]`.
+    pub tiers: BTreeSet<String>,
     /// The instances as places for tenants, by name.
     pub hosts: BTreeMap<String, Host>,
 }
@@ -76,6 +78,7 @@ pub(super) fn host(written: &file::Instance, instance: Arc<Instance>, mut scope:
 pub(super) fn resolve(
     written: &file::Lifecycle,
     tenants_dir: PathBuf,
+    tiers: BTreeSet<String>,
     hosts: BTreeMap<String, Host>,
     mut scope: Scope<'_, '_>,
 ) -> Lifecycle {
@@ -86,6 +89,7 @@ pub(super) fn resolve(
         journal_dir: scope.path(&written.journal_dir),
         per_instance: written.per_instance,
         grace: positive(&mut scope, "grace", written.grace),
+        tiers,
         hosts,
     }
 }

@@ -78,7 +78,8 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
         tenants::Shared { instances: &instances, tiers: &tiers, pool: &file.pool, quota: &file.quota, tls: tls.mode };
     let (tenants, ids) = tenants::resolve(&file.tenants_dir, file.tenants, &shared, &mut scope);
     let tenants_dir = scope.path(&file.tenants_dir);
-    let lifecycle = lifecycle::resolve(&file.lifecycle, tenants_dir, hosts, scope.enter("lifecycle"));
+    let lifecycle =
+        lifecycle::resolve(&file.lifecycle, tenants_dir, tiers.into_keys().collect(), hosts, scope.enter("lifecycle"));
     let routing = routing(file.routing, &ids, scope.enter("routing"));
 
     let sources: Vec<PathBuf> = std::mem::take(&mut gathered.sources).into_iter().collect();

@@ -1,4 +1,26 @@
 //! A tenant's whole life, from outside of the proxy: made, changed, erased; and the audit log of all of it.
+//!
+//! Acts are sagas: steps that may each run again, a journal to go on from, a way back. Nothing here is on the path of
+//! traffic; a proxy that runs learns of it by the tenants' records.
 
+pub mod apply;
 pub mod audit;
+pub mod create;
+pub mod credentials;
+pub mod edit;
+mod failure;
+mod faults;
 mod files;
+pub mod instance;
+mod journal;
+pub mod order;
+pub mod placement;
+pub mod provision;
+pub mod quote;
+pub mod record;
+pub mod site;
+pub mod smoke;
+
+pub use failure::Failure;
+pub use order::{Order, Roles};
+pub use site::Site;

@@ -21,6 +21,7 @@ mod fairness;
 mod harness;
 mod isolation;
 mod leak_hunter;
+mod lifecycle_create;
 mod listen;
 mod listen_own;
 mod login;

@@ -1,0 +1,93 @@
+//! `pgtenant tenant`: makes, shows and changes tenants (docs/TENANTS.md).
+
+mod apply;
+mod create;
+mod set;
+mod show;
+mod state;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+
+use super::ConfigArgs;
+use crate::config::TenantState;
+use crate::lifecycle::{Failure, Site, smoke};
+use crate::reload;
+
+#[derive(Debug, Args)]
+pub(super) struct TenantArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a tenant: roles, database, record, and a first login through the proxy.
+    Create(create::CreateArgs),
+    /// Make the tenants that a folder describes, and change those that differ from it.
+    Apply(apply::ApplyArgs),
+    /// Have its clients wait between transactions, and new ones at their login.
+    Pause(state::StateArgs),
+    /// End a pause: it is active again.
+    Resume(state::StateArgs),
+    /// End its sessions at their next safe point, and let nobody in.
+    Suspend(state::StateArgs),
+    /// As suspend, but for its maintenance_roles.
+    Maintenance(state::StateArgs),
+    /// Let its transactions read only.
+    ReadOnly(state::StateArgs),
+    /// Make it active, whatever it was.
+    Activate(state::StateArgs),
+    /// List the tenants, and the runs that are not finished.
+    List(show::ListArgs),
+    /// Show one tenant, without its secrets.
+    Show(show::ShowArgs),
+    /// Change keys of a tenant's record.
+    Set(set::SetArgs),
+}
+
+/// Where the proxy is, and its configuration.
+#[derive(Debug, Args)]
+struct SiteArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The running proxy, for the first login; default: its Unix socket or first address in the configuration.
+    #[arg(long, value_name = "HOST:PORT")]
+    proxy: Option<SocketAddr>,
+}
+
+impl SiteArgs {
+    fn site(self) -> anyhow::Result<Site> {
+        let config = Arc::new(reload::load(&self.config.source())?.config);
+        let proxy = smoke::proxy_of(&config, self.proxy);
+        Ok(Site::new(config, proxy))
+    }
+}
+
+/// Exit statuses: 0 done, 1 failed and nothing is left of it, 2 not possible as ordered, 3 some tenants failed,
+/// 4 exists or is worked on, 5 unfinished: give the command again.
+pub(super) fn run(args: TenantArgs) -> ExitCode {
+    let result = match args.command {
+        Command::Create(args) => on_runtime(create::run(args)),
+        Command::Apply(args) => on_runtime(apply::run(args)),
+        Command::List(args) => show::list(args),
+        Command::Pause(args) => state::run(TenantState::Paused, args),
+        Command::Resume(args) | Command::Activate(args) => state::run(TenantState::Active, args),
+        Command::Suspend(args) => state::run(TenantState::Suspended, args),
+        Command::Maintenance(args) => state::run(TenantState::Maintenance, args),
+        Command::ReadOnly(args) => state::run(TenantState::ReadOnly, args),
+        Command::Show(args) => show::show(args),
+        Command::Set(args) => set::run(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("pgtenant: {}", super::told(&error));
+        ExitCode::from(error.downcast_ref::<Failure>().map_or(1, Failure::status))
+    })
+}
+
+fn on_runtime(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}

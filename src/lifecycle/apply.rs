@@ -1,0 +1,152 @@
+//! Tenants as they are wanted, a file for each: what has to be done about it, and the doing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::create;
+use super::edit::{self, Edit};
+use super::order::{Order, TEMPLATE};
+use super::placement::Wish;
+use super::{Failure, Site};
+
+/// `<tenant>.toml` of the folder.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Wanted {
+    pub instance: Option<String>,
+    pub region: Option<String>,
+    pub tier: Option<String>,
+    pub tags: Vec<String>,
+    pub template: Option<String>,
+    pub extensions: Vec<String>,
+    pub settings: BTreeMap<String, String>,
+    /// Further keys of the record.
+    pub record: toml::Table,
+}
+
+/// What is to be done about one tenant.
+#[derive(Debug)]
+pub enum Plan {
+    Create(Box<Order>),
+    Change(Vec<Edit>),
+    Same,
+}
+
+/// Reads the folder, or one file.
+///
+/// # Errors
+/// A file cannot be read or is not right; it is named.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Wanted>, Failure> {
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(Failure::file("read", path))?;
+        files = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
+    }
+    let wanted = files.iter().map(|path| {
+        let text = std::fs::read_to_string(path).map_err(Failure::file("read", path))?;
+        let wrong = |error: toml::de::Error| Failure::Order(format!("{}: {error}", path.display()));
+        let tenant = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((tenant, toml::from_str(&text).map_err(wrong)?))
+    });
+    wanted.collect()
+}
+
+/// What a wish comes to for a tenant that is not there. An unfinished run goes on at the place that it chose.
+pub fn order(
+    site: &Site,
+    tenant: &str,
+    wanted: &Wanted,
+    credentials: Option<&Path>,
+    taken: &mut BTreeMap<String, u32>,
+) -> Result<Order, Failure> {
+    let instance = match create::unfinished(site, tenant) {
+        Some(order) => order.instance,
+        None => {
+            let wish =
+                Wish { instance: wanted.instance.as_deref(), region: wanted.region.as_deref(), tags: &wanted.tags };
+            site.place(tenant, taken, wish)?
+        }
+    };
+    *taken.entry(instance.clone()).or_insert(0) += 1;
+    let order = Order {
+        region: wanted.region.clone(),
+        tier: wanted.tier.clone(),
+        template: wanted.template.clone().unwrap_or_else(|| TEMPLATE.to_owned()),
+        extensions: wanted.extensions.clone(),
+        settings: wanted.settings.clone(),
+        record: wanted.record.clone(),
+        credentials: credentials.map(Path::to_owned),
+        ..Order::new(tenant, &instance)
+    };
+    order.check()?;
+    Ok(order)
+}
+
+/// What has to be done about every tenant. Those that are not in the folder are left alone.
+pub fn plan(
+    site: &Site,
+    wanted: &BTreeMap<String, Wanted>,
+    credentials_dir: Option<&Path>,
+) -> BTreeMap<String, Result<Plan, Failure>> {
+    let mut taken = site.taken();
+    let mut plans = BTreeMap::new();
+    for (tenant, wanted) in wanted {
+        let plan = match site.config.tenants.get(tenant) {
+            // A record may be there already when its run was killed.
+            Some(record) if create::unfinished(site, tenant).is_none() => changes(site, record, wanted),
+            _ => {
+                let credentials = credentials_dir.map(|dir| dir.join(format!("{tenant}.credentials")));
+                order(site, tenant, wanted, credentials.as_deref(), &mut taken).map(|order| Plan::Create(order.into()))
+            }
+        };
+        plans.insert(tenant.clone(), plan);
+    }
+    plans
+}
+
+fn changes(site: &Site, tenant: &crate::config::Tenant, wanted: &Wanted) -> Result<Plan, Failure> {
+    let elsewhere = |what: String| Failure::Order(format!("tenant {}: {what}; apply moves no tenant", tenant.id));
+    if let Some(instance) = wanted.instance.as_ref().filter(|instance| **instance != tenant.instance.name) {
+        return Err(elsewhere(format!("it is on instance {}, not {instance}", tenant.instance.name)));
+    }
+    if wanted.region.is_some() && wanted.region != tenant.instance.region {
+        let (own, wanted) = (tenant.instance.region.as_deref(), wanted.region.as_deref());
+        let text = |region: Option<&str>| region.unwrap_or("no region").to_owned();
+        return Err(elsewhere(format!("it is in {}, not {}", text(own), text(wanted))));
+    }
+    let path = edit::record_of(site, tenant)?;
+    let text = std::fs::read_to_string(path).map_err(Failure::file("read", path))?;
+    let record: toml::Table = text.parse().map_err(|error| Failure::Order(format!("{}: {error}", path.display())))?;
+    let mut keys = Vec::new();
+    flatten("", &wanted.record, &mut keys);
+    keys.extend(wanted.tier.iter().map(|tier| ("tier".to_owned(), tier.as_str().into())));
+    keys.extend(wanted.region.iter().map(|region| ("region".to_owned(), region.as_str().into())));
+    let differs = |(key, value): &(String, toml::Value)| found(&record, key) != Some(value);
+    let edits: Vec<Edit> = keys
+        .into_iter()
+        .filter(differs)
+        .filter_map(|(key, value)| Some(Edit { key, value: Some(value.to_string().parse().ok()?) }))
+        .collect();
+    Ok(if edits.is_empty() { Plan::Same } else { Plan::Change(edits) })
+}
+
+/// Dotted keys with their values.
+fn flatten(prefix: &str, table: &toml::Table, into: &mut Vec<(String, toml::Value)>) {
+    for (key, value) in table {
+        let key = format!("{prefix}{key}");
+        match value {
+            toml::Value::Table(below) => flatten(&format!("{key}."), below, into),
+            value => into.push((key, value.clone())),
+        }
+    }
+}
+
+fn found<'a>(table: &'a toml::Table, key: &str) -> Option<&'a toml::Value> {
+    match key.split_once('.') {
+        None => table.get(key),
+        Some((first, rest)) => found(table.get(first)?.as_table()?, rest),
+    }
+}
