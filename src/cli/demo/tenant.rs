@@ -1,11 +1,15 @@
-//! Onboards a demo tenant on an instance (roles, database, marker row) and writes its record.
+//! Onboards a demo tenant on a throwaway instance as `pgtenant tenant create` does, with a marker row.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::postgres::{Postgres, PostgresError};
+use super::postgres::{Postgres, PostgresError, SUPERUSER};
+use crate::config::{self, Host, InstanceAddress, InstanceAdmin, InstanceTls};
+use crate::lifecycle::credentials::{self, Credentials};
+use crate::lifecycle::instance::Instance;
+use crate::lifecycle::quote::{identifier, literal};
+use crate::lifecycle::{Failure, Roles, order, provision, record};
 
 /// The bound in every demo tenant's record: few enough that a handful of clients has to share them.
 pub const MAX_BACKENDS: u32 = 5;
@@ -14,12 +18,8 @@ pub const MAX_BACKENDS: u32 = 5;
 pub enum OnboardError {
     #[error("tenant {tenant}: {source}")]
     Postgres { tenant: String, source: PostgresError },
-    #[error("tenant {tenant}: the system gives no random numbers for a password")]
-    NoRandomness { tenant: String },
-    #[error("tenant {tenant}: role {role} has no verifier in pg_authid")]
-    NoVerifier { tenant: String, role: String },
-    #[error("cannot write the tenant's record {path}: {source}", path = path.display())]
-    Write { path: PathBuf, source: io::Error },
+    #[error("tenant {tenant}: {source}")]
+    Lifecycle { tenant: String, source: Failure },
 }
 
 /// What to onboard. Roles and databases belong to the whole instance: tenants that share one need names of their own.
@@ -58,47 +58,68 @@ pub struct Onboarded {
     pub verifier: SecretString,
 }
 
-/// Creates the tenant's roles and database on `postgres`:
-///
-/// - a role without login that owns the database, `<database>_owner`;
-/// - the application's role, which may connect, use and create tables in `public`, and nothing else;
-/// - `marker(tenant text)` with one row, which the application may read;
-/// - CONNECT is taken from PUBLIC, so that no other role of the instance gets in.
+/// Creates the tenant's roles and database on `postgres`, with the steps of `pgtenant tenant create`; its read-only role
+/// has no login. Then `marker(tenant text)` with one row, which the application may read.
 pub async fn onboard(postgres: &Postgres, order: &Order) -> Result<Onboarded, OnboardError> {
     let failed = |source| OnboardError::Postgres { tenant: order.tenant.clone(), source };
-    let password = random_password().ok_or_else(|| OnboardError::NoRandomness { tenant: order.tenant.clone() })?;
-    let (database, role) = (identifier(&order.database), identifier(&order.role));
-    let owner = identifier(&format!("{}_owner", order.database));
-
-    postgres.sql("postgres", &format!("CREATE ROLE {owner} NOLOGIN")).await.map_err(failed)?;
-    let secret = literal(password.expose_secret());
-    postgres.sql("postgres", &format!("CREATE ROLE {role} LOGIN PASSWORD {secret}")).await.map_err(failed)?;
-    postgres.sql("postgres", &format!("CREATE DATABASE {database} OWNER {owner}")).await.map_err(failed)?;
-    let grants = format!(
-        "REVOKE ALL ON DATABASE {database} FROM PUBLIC;
-         GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {role};
-         GRANT USAGE, CREATE ON SCHEMA public TO {role};
-         SET ROLE {owner};
-         CREATE TABLE marker (tenant text NOT NULL);
-         INSERT INTO marker VALUES ({marker});
-         GRANT SELECT ON marker TO {role}",
+    let mut credentials = provision(postgres, order)
+        .await
+        .map_err(|source| OnboardError::Lifecycle { tenant: order.tenant.clone(), source })?;
+    let marker = format!(
+        "SET ROLE {owner}; CREATE TABLE marker (tenant text NOT NULL); INSERT INTO marker VALUES ({marker});
+         REVOKE ALL ON marker FROM {role}; GRANT SELECT ON marker TO {role}",
+        owner = identifier(&roles(order).owner),
+        role = identifier(&order.role),
         marker = literal(&order.tenant)
     );
-    postgres.sql(&order.database, &grants).await.map_err(failed)?;
-
-    let query = format!("SELECT rolpassword FROM pg_authid WHERE rolname = {}", literal(&order.role));
-    let mut rows = postgres.sql("postgres", &query).await.map_err(failed)?;
-    let verifier = rows.pop().and_then(|mut row| row.pop().flatten());
-    let verifier =
-        verifier.ok_or_else(|| OnboardError::NoVerifier { tenant: order.tenant.clone(), role: order.role.clone() })?;
+    postgres.sql(&order.database, &marker).await.map_err(failed)?;
+    let credential = credentials.remove(&order.role).expect("made for this role");
     Ok(Onboarded {
         tenant: order.tenant.clone(),
         instance: order.instance.clone(),
         database: order.database.clone(),
         role: order.role.clone(),
-        password,
-        verifier: verifier.into(),
+        password: credential.password.expose().to_owned().into(),
+        verifier: credential.verifier.expose().to_owned().into(),
     })
+}
+
+fn roles(order: &Order) -> Roles {
+    let named = |ending: &str| format!("{}_{ending}", order.database);
+    Roles { owner: named("owner"), app: order.role.clone(), read_only: named("ro") }
+}
+
+async fn provision(postgres: &Postgres, order: &Order) -> Result<Credentials, Failure> {
+    let credentials = credentials::generate(&[&order.role])?;
+    let order = order::Order {
+        database: order.database.clone(),
+        roles: roles(order),
+        ..order::Order::new(&order.tenant, &order.instance)
+    };
+    let instance = Instance::new(&host(postgres), 1)?;
+    let session = instance.session().await?;
+    provision::roles(&instance, &session, &order.roles, &credentials).await?;
+    provision::database(&instance, &session, &order).await?;
+    let inside = instance.connect(&order.database).await?;
+    provision::grants(&instance, &session, &inside, &order).await?;
+    Ok(credentials)
+}
+
+/// The instance with its superuser, over the Unix socket.
+fn host(postgres: &Postgres) -> Host {
+    let address = InstanceAddress::Unix { dir: postgres.socket_dir().to_owned(), port: postgres.port() };
+    let instance = config::Instance {
+        name: "demo".to_owned(),
+        address,
+        tls: InstanceTls::Off,
+        tls_server_name: String::new(),
+        tls_ca: None,
+        max_backends: 1,
+        system_identifier: None,
+        region: None,
+    };
+    let admin = InstanceAdmin { user: SUPERUSER.to_owned(), password: None, database: "postgres".to_owned() };
+    Host { instance: instance.into(), tags: Vec::new(), max_tenants: None, wal_retention: None, admin: Some(admin) }
 }
 
 impl Onboarded {
@@ -116,39 +137,11 @@ impl Onboarded {
         ])
     }
 
-    /// Writes the record as `<tenants_dir>/<tenant>.toml`; see [`write_record`].
+    /// Writes the record as `<tenants_dir>/<tenant>.toml`; see [`record::write`].
     pub fn write(&self, tenants_dir: &Path) -> Result<PathBuf, OnboardError> {
-        write_record(tenants_dir, &self.tenant, &self.record())
+        record::write(tenants_dir, &self.tenant, &self.record())
+            .map_err(|source| OnboardError::Lifecycle { tenant: self.tenant.clone(), source })
     }
-}
-
-/// Writes a record with mode 0600 and puts it into place whole: a proxy that watches the folder never reads half of it.
-pub fn write_record(tenants_dir: &Path, tenant: &str, record: &toml::Table) -> Result<PathBuf, OnboardError> {
-    let path = tenants_dir.join(format!("{tenant}.toml"));
-    let write = || {
-        std::fs::create_dir_all(tenants_dir)?;
-        let mut file = tempfile::NamedTempFile::new_in(tenants_dir)?;
-        file.write_all(record.to_string().as_bytes())?;
-        file.persist(&path).map_err(|error| error.error).map(drop)
-    };
-    write().map_err(|source| OnboardError::Write { path: path.clone(), source })?;
-    Ok(path)
-}
-
-/// 128 random bits in hexadecimal.
-fn random_password() -> Option<SecretString> {
-    let bits = (u128::from(getrandom::u64().ok()?) << 64) | u128::from(getrandom::u64().ok()?);
-    Some(format!("{bits:032x}").into())
-}
-
-/// A quoted identifier (PostgreSQL manual, section 4.1.1).
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A quoted string constant (section 4.1.2.1; `standard_conforming_strings` is on by default).
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 #[cfg(test)]
@@ -174,11 +167,5 @@ mod tests {
         assert_eq!(record["instance"].as_str(), Some("one"));
         assert_eq!(record["pool"]["max_backends"].as_integer(), Some(5));
         assert_eq!(record["roles"]["app"]["verifier"].as_str(), Some("SCRAM-SHA-256$4096:c2FsdA==$a:b"));
-    }
-
-    #[test]
-    fn names_are_quoted() {
-        assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
-        assert_eq!(literal("o'clock"), "'o''clock'");
     }
 }

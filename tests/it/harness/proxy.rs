@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use pgtenant::app::App;
 use pgtenant::cli::demo::certificates::{DevCa, write_pair};
 use pgtenant::cli::demo::postgres::Postgres;
-use pgtenant::cli::demo::tenant::{Onboarded, write_record};
+use pgtenant::cli::demo::tenant::Onboarded;
+use pgtenant::lifecycle::record;
 use pgtenant::reload::Source;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -76,11 +77,11 @@ impl ProxyFiles {
 
     /// The same later on, while the proxy runs.
     pub fn rewrite_tenant(&self, tenant: &Onboarded, changes: &[(&str, Value)]) {
-        let mut record = tenant.record();
+        let mut written = tenant.record();
         for (key, value) in changes {
-            set_key(&mut record, key, value.clone());
+            set_key(&mut written, key, value.clone());
         }
-        write_record(&self.tenants_dir(), &tenant.tenant, &record).expect("a file in the tenants' folder");
+        record::write(&self.tenants_dir(), &tenant.tenant, &written).expect("a file in the tenants' folder");
     }
 
     pub fn dir(&self) -> &Path {
