@@ -98,6 +98,14 @@ impl Journal {
         Ok(Some((act, order)))
     }
 
+    /// When it was ordered.
+    pub fn begun_at(&self) -> Option<&str> {
+        match self.lines.first() {
+            Some(Line::Begun { when, .. }) => Some(when),
+            _ => None,
+        }
+    }
+
     pub fn begin(&mut self, act: &str, who: &str, order: &impl Serialize) -> Result<(), Failure> {
         let order = serde_json::to_value(order).map_err(|error| self.strange(&error))?;
         self.write(Line::Begun { act: act.to_owned(), when: audit::now(), who: who.to_owned(), order })
@@ -105,6 +113,14 @@ impl Journal {
 
     pub fn done(&mut self, step: &str) -> Result<(), Failure> {
         self.write(Line::Done { step: step.to_owned(), when: audit::now() })
+    }
+
+    /// When a step was done first.
+    pub fn done_at(&self, step: &str) -> Option<&str> {
+        self.lines.iter().find_map(|line| match line {
+            Line::Done { step: done, when } if done == step => Some(when.as_str()),
+            _ => None,
+        })
     }
 
     pub fn undo(&mut self) -> Result<(), Failure> {
@@ -169,6 +185,7 @@ mod tests {
         let mut journal = Journal::open(dir.path(), "acme").unwrap();
         assert_eq!(journal.begun::<String>().unwrap(), Some(("create", "order".to_owned())));
         journal.done("database").unwrap();
+        assert!(journal.done_at("database").is_some() && journal.done_at("grants").is_none());
         drop(journal);
         let journal = Journal::open(dir.path(), "acme").unwrap();
         assert_eq!(journal.lines.len(), 3);

@@ -8,6 +8,7 @@ pub mod audit;
 pub mod create;
 pub mod credentials;
 pub mod edit;
+pub mod erase;
 mod failure;
 mod faults;
 mod files;

@@ -31,9 +31,9 @@ pub async fn roles(
         };
         sql += &format!("{verb} ROLE {} NOSUPERUSER NOCREATEDB NOCREATEROLE {login};", identifier(role));
     }
-    // An admin who is no superuser acts for them as a member.
+    // An admin who is no superuser acts for them, and ends their sessions, as a member.
     if !is_superuser(instance, session).await? {
-        sql += &format!("GRANT {}, {} TO CURRENT_USER;", identifier(&roles.owner), identifier(&roles.app));
+        sql += &format!("GRANT {} TO CURRENT_USER;", roles.all().map(identifier).join(", "));
     }
     instance.run(session, "make the roles", &sql).await
 }

@@ -22,6 +22,7 @@ mod harness;
 mod isolation;
 mod leak_hunter;
 mod lifecycle_create;
+mod lifecycle_end;
 mod listen;
 mod listen_own;
 mod login;

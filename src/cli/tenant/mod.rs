@@ -2,6 +2,7 @@
 
 mod apply;
 mod create;
+mod erase;
 mod set;
 mod show;
 mod state;
@@ -47,6 +48,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Change keys of a tenant's record.
     Set(set::SetArgs),
+    /// Erase a tenant: route, sessions, database, roles, files; with a receipt.
+    Erase(erase::EraseArgs),
 }
 
 /// Where the proxy is, and its configuration.
@@ -73,6 +76,7 @@ pub(super) fn run(args: TenantArgs) -> ExitCode {
     let result = match args.command {
         Command::Create(args) => on_runtime(create::run(args)),
         Command::Apply(args) => on_runtime(apply::run(args)),
+        Command::Erase(args) => on_runtime(erase::run(args)),
         Command::List(args) => show::list(args),
         Command::Pause(args) => state::run(TenantState::Paused, args),
         Command::Resume(args) | Command::Activate(args) => state::run(TenantState::Active, args),

@@ -3,6 +3,7 @@
 pub mod certs;
 pub mod faulty_link;
 pub mod frontend;
+pub mod ground;
 pub mod postgres;
 pub mod proxy;
 pub mod random;
