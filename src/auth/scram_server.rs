@@ -122,14 +122,16 @@ impl ServerFirstSent {
         let proof = decode_key(proof).ok_or(ScramError::Malformed("the proof is not 32 bytes in base64"))?;
 
         let auth_message = format!("{}{without_proof}", self.exchanged);
-        let signature = hmac(&self.verifier.stored_key, &[auth_message.as_bytes()]);
-        let client_key = xor(&proof, &signature);
-        let server_signature = hmac(&*self.verifier.server_key, &[auth_message.as_bytes()]);
-        let right = sha256(&*client_key).ct_eq(&self.verifier.stored_key) & u8::from(self.genuine).into();
-        if !bool::from(right) {
-            return Err(ScramError::Failed);
-        }
-        let ScramVerifier { salt, iterations, server_key, .. } = self.verifier;
+        let ScramVerifier { salt, iterations, stored_key, server_key, former } = self.verifier;
+        let proves = |stored_key: &[u8; 32]| {
+            let client_key = xor(&proof, &hmac(stored_key, &[auth_message.as_bytes()]));
+            let right = sha256(&*client_key).ct_eq(stored_key) & u8::from(self.genuine).into();
+            bool::from(right).then_some(client_key)
+        };
+        let proven = proves(&stored_key).map(|client_key| (client_key, server_key));
+        let of_former = || former.and_then(|keys| Some((proves(&keys.stored_key)?, keys.server_key)));
+        let (client_key, server_key) = proven.or_else(of_former).ok_or(ScramError::Failed)?;
+        let server_signature = hmac(&*server_key, &[auth_message.as_bytes()]);
         let keys = ScramKeys { salt, iterations, client_key, server_key };
         Ok((keys, format!("v={}", encode(&*server_signature)).into_bytes()))
     }

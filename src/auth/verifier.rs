@@ -91,6 +91,16 @@ pub struct ScramVerifier {
     pub(super) salt: Vec<u8>,
     pub(super) stored_key: [u8; 32],
     pub(super) server_key: Key,
+    /// Those of a password that is good as well, for a while: with the same salt and iterations, so that the exchange
+    /// is the same until the client's proof.
+    pub(super) former: Option<Box<FormerKeys>>,
+}
+
+/// See [`ScramVerifier::with_former`].
+#[derive(Clone)]
+pub(super) struct FormerKeys {
+    pub(super) stored_key: [u8; 32],
+    pub(super) server_key: Key,
 }
 
 impl ScramVerifier {
@@ -106,7 +116,7 @@ impl ScramVerifier {
         if iterations > MAX_ITERATIONS {
             return Err(VerifierError::Iterations);
         }
-        Ok(Self { iterations, salt, stored_key, server_key })
+        Ok(Self { iterations, salt, stored_key, server_key, former: None })
     }
 
     pub fn from_password(password: &str, salt: &[u8], iterations: u32) -> (Self, ScramKeys) {
@@ -129,13 +139,29 @@ impl ScramVerifier {
             salt: derive(b"salt")[..16].to_vec(),
             stored_key: *derive(b"stored key"),
             server_key: derive(b"server key"),
+            former: None,
         }
     }
 
     /// The keys of `password`, if it is the right one.
     pub fn check_password(&self, password: &[u8]) -> Option<ScramKeys> {
         let keys = ScramKeys::derive(password, &self.salt, self.iterations);
-        (Self::of(&keys) == *self).then_some(keys)
+        let former =
+            self.former.as_ref().is_some_and(|former| bool::from(Self::of(&keys).stored_key.ct_eq(&former.stored_key)));
+        (Self::of(&keys) == *self || former).then_some(keys)
+    }
+
+    /// This verifier, which takes the former one's password as well; none where their salts or iterations differ.
+    pub fn with_former(mut self, former: &ScramVerifier) -> Option<Self> {
+        let alike = self.salt == former.salt && self.iterations == former.iterations;
+        let keys = FormerKeys { stored_key: former.stored_key, server_key: former.server_key.clone() };
+        self.former = Some(Box::new(keys));
+        alike.then_some(self)
+    }
+
+    /// Whether these are its keys, and not a former password's.
+    pub fn is_of(&self, keys: &ScramKeys) -> bool {
+        Self::of(keys) == *self
     }
 
     pub fn iterations(&self) -> u32 {
@@ -152,6 +178,7 @@ impl ScramVerifier {
             salt: keys.salt.clone(),
             stored_key: sha256(&*keys.client_key),
             server_key: keys.server_key.clone(),
+            former: None,
         }
     }
 

@@ -535,6 +535,9 @@ pub(super) struct Role {
     pub password: Option<Reference>,
     pub certificate_cn: Option<String>,
     pub valid_until: Option<Moment>,
+    pub previous_verifier: Option<Verifier>,
+    pub previous_valid_until: Option<Moment>,
+    pub present_password: Option<Reference>,
 }
 
 #[derive(Debug, Deserialize)]

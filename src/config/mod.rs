@@ -497,6 +497,18 @@ pub struct Role {
     pub certificate_cn: Option<String>,
     /// No login after this moment.
     pub valid_until: Option<time::OffsetDateTime>,
+    /// The password that was before, while it is good as well.
+    pub previous: Option<Previous>,
+}
+
+/// A role's former password, after a rotation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Previous {
+    /// `SCRAM-SHA-256$…` with the salt and iterations of the role's present verifier.
+    pub verifier: Secret,
+    pub valid_until: time::OffsetDateTime,
+    /// The present password: backends of clients that come with the former one log in with it.
+    pub present_password: Secret,
 }
 
 /// Verifiers are asked for in the tenant's own database.

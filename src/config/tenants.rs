@@ -9,7 +9,8 @@ use super::file;
 use super::problem::{Gathered, Problem, Scope};
 use super::secret::{Secret, Verifier};
 use super::{
-    AuthQuery, Databases, Instance, InstanceAddress, Role, Service, Tenant, TlsMode, pool, quota, read, unknown,
+    AuthQuery, Databases, Instance, InstanceAddress, Previous, Role, Service, Tenant, TlsMode, pool, quota, read,
+    unknown,
 };
 
 /// What the records refer to.
@@ -226,23 +227,54 @@ fn role(written: file::Role, has_query: bool, mut scope: Scope<'_, '_>) -> Role 
         scope.problem("", "needs one of verifier, password and certificate_cn (or the tenant an [auth_query])");
     }
     scope.require(written.certificate_cn.as_deref() != Some(""), "certificate_cn", "must not be empty");
-    let verifier = match verifier {
-        Some(Verifier::Plain(text)) => Some(text),
-        Some(Verifier::Reference(reference)) => scope.secret("verifier", &reference),
-        None => None,
-    };
+    let verifier = verifier.and_then(|verifier| read_verifier("verifier", verifier, &mut scope));
     let known = verifier.as_ref().is_none_or(is_verifier);
     scope.require(
         known,
         "verifier",
         "begins neither with SCRAM-SHA-256$ nor with md5; copy it from pg_authid.rolpassword",
     );
+    let previous = match (written.previous_verifier, written.previous_valid_until, written.present_password) {
+        (None, None, None) => None,
+        (Some(former), Some(until), Some(password)) => {
+            let former = read_verifier("previous_verifier", former, &mut scope);
+            let alike = former
+                .as_ref()
+                .is_none_or(|former| salted(Some(former)).is_some_and(|s| Some(s) == salted(verifier.as_ref())));
+            let message = "must be a SCRAM verifier with the salt and iterations of verifier; \
+                           `pgtenant tenant rotate-credentials` makes such a pair";
+            scope.require(alike, "previous_verifier", message);
+            let password = scope.secret("present_password", &password);
+            former.zip(password).map(|(verifier, present_password)| Previous {
+                verifier,
+                valid_until: until.0,
+                present_password,
+            })
+        }
+        _ => {
+            scope.problem("", "previous_verifier, previous_valid_until and present_password belong together");
+            None
+        }
+    };
     Role {
+        previous,
         verifier,
         password: password.and_then(|reference| scope.secret("password", &reference)),
         certificate_cn: written.certificate_cn,
         valid_until: written.valid_until.map(|moment| moment.0),
     }
+}
+
+fn read_verifier(key: &str, written: Verifier, scope: &mut Scope<'_, '_>) -> Option<Secret> {
+    match written {
+        Verifier::Plain(text) => Some(text),
+        Verifier::Reference(reference) => scope.secret(key, &reference),
+    }
+}
+
+/// `SCRAM-SHA-256$<iterations>:<salt>`: what an exchange shows before the client's proof.
+fn salted(verifier: Option<&Secret>) -> Option<&str> {
+    verifier?.expose().rsplit_once('$').map(|(salted, _)| salted).filter(|salted| salted.starts_with("SCRAM-SHA-256$"))
 }
 
 /// By the forms of `pg_authid.rolpassword` (PostgreSQL manual, 52.8). A password that begins with `md5` is none.

@@ -127,6 +127,8 @@ const SURROUNDINGS: &[(&str, &str)] = &[
     ("operators-ca.crt", ""),
     ("tenants.d/acme-clients.crt", ""),
     ("tenants.d/acme-app.verifier", "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy\n"),
+    ("tenants.d/acme-app.previous", "SCRAM-SHA-256$4096:c2FsdA==$c2VydmVy:c2VydmVy\n"),
+    ("tenants.d/acme-app.present", "now\n"),
     ("tenants.d/acme-query.password", "ask\n"),
     ("tenants.d/acme-service.password", "serve\n"),
 ];

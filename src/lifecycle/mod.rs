@@ -19,6 +19,7 @@ pub mod placement;
 pub mod provision;
 pub mod quote;
 pub mod record;
+pub mod rotate;
 pub mod site;
 pub mod smoke;
 

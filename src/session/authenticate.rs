@@ -12,7 +12,9 @@ use time::OffsetDateTime;
 use super::resolve::Candidate;
 use super::startup::Startup;
 use super::{Client, Context, Rejection};
-use crate::auth::{Proven as Proof, SCRAM_SHA_256_PLUS, ScramError, ScramServer, ScramVerifier, Verifier, md5};
+use crate::auth::{
+    Proven as Proof, SCRAM_SHA_256_PLUS, ScramError, ScramKeys, ScramServer, ScramVerifier, Verifier, md5,
+};
 use crate::backend::Login;
 use crate::metrics::{AuthMethod, AuthResult, ProtocolViolation};
 use crate::quota::{Client as Place, Gate};
@@ -162,7 +164,7 @@ async fn prove(
     {
         return Ok((AuthMethod::Certificate, Verdict::Proven(None)));
     }
-    let verifier = credential.and_then(|credential| credential.verifier.clone());
+    let verifier = credential.and_then(|credential| credential.verifier_at(OffsetDateTime::now_utc()));
     exchange(client, (&candidate.route.tenant, &candidate.route.role), verifier, context).await
 }
 
@@ -314,9 +316,19 @@ fn admit(
     let (backend_role, login) = match (&record.service, &credential.password, proof) {
         (Some(service), ..) => (service.user.clone(), service.password.clone().map_or(Login::Nothing, Login::Password)),
         (None, Some(password), _) => (role.clone(), Login::Password(password.clone())),
+        // The instance knows the present password only.
+        (None, None, Some(Proof::Scram(keys))) if is_former(credential, &keys) => {
+            (role.clone(), credential.present_password.clone().map_or(Login::Nothing, Login::Password))
+        }
         (None, None, Some(Proof::Scram(keys))) => (role.clone(), Login::Keys(keys)),
         (None, None, Some(Proof::Md5(verifier))) => (role.clone(), Login::Md5(verifier)),
         (None, None, None) => (role.clone(), Login::Nothing),
     };
     Ok(Proven { tenant, role, database, backend_role, login, startup, place })
+}
+
+/// Whether the client came with the password that was before.
+fn is_former(credential: &Credential, keys: &ScramKeys) -> bool {
+    let present = matches!(&credential.verifier, Some(Verifier::Scram(verifier)) if verifier.is_of(keys));
+    credential.lenient.is_some() && !present
 }

@@ -34,9 +34,21 @@ pub struct Credential {
     /// The common name of a client certificate that is enough.
     pub certificate_cn: Option<String>,
     pub valid_until: Option<OffsetDateTime>,
+    /// The verifier that takes the former password as well, and until when.
+    pub lenient: Option<(ScramVerifier, OffsetDateTime)>,
+    /// The present password, for backends of clients that come with the former one.
+    pub present_password: Option<Secret>,
 }
 
 impl Credential {
+    /// What a login is checked against at this moment.
+    pub fn verifier_at(&self, now: OffsetDateTime) -> Option<Verifier> {
+        match &self.lenient {
+            Some((verifier, until)) if now < *until => Some(Verifier::Scram(verifier.clone())),
+            _ => self.verifier.clone(),
+        }
+    }
+
     pub fn is_expired(&self, now: OffsetDateTime) -> bool {
         self.valid_until.is_some_and(|until| now >= until)
     }
@@ -171,7 +183,17 @@ impl Verifiers {
             }
             (None, None) => None,
         };
+        let lenient = match (&verifier, &known.previous) {
+            (Some(Verifier::Scram(verifier)), Some(previous)) => match parse(record, role, previous.verifier.expose())?
+            {
+                Verifier::Scram(former) => verifier.clone().with_former(&former).zip(Some(previous.valid_until)),
+                Verifier::Md5(_) => None,
+            },
+            _ => None,
+        };
         Ok(Some(Credential {
+            lenient,
+            present_password: known.previous.as_ref().map(|previous| previous.present_password.clone()),
             verifier,
             password: known.password.clone(),
             certificate_cn: known.certificate_cn.clone(),
@@ -206,6 +228,8 @@ impl Verifiers {
             password: None,
             certificate_cn: None,
             valid_until,
+            lenient: None,
+            present_password: None,
         }))
     }
 

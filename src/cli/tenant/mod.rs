@@ -3,6 +3,7 @@
 mod apply;
 mod create;
 mod erase;
+mod rotate;
 mod set;
 mod show;
 mod state;
@@ -48,6 +49,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Change keys of a tenant's record.
     Set(set::SetArgs),
+    /// Give a tenant's roles new passwords; the old ones stay good for a while.
+    RotateCredentials(rotate::RotateArgs),
     /// Erase a tenant: route, sessions, database, roles, files; with a receipt.
     Erase(erase::EraseArgs),
 }
@@ -76,6 +79,7 @@ pub(super) fn run(args: TenantArgs) -> ExitCode {
     let result = match args.command {
         Command::Create(args) => on_runtime(create::run(args)),
         Command::Apply(args) => on_runtime(apply::run(args)),
+        Command::RotateCredentials(args) => on_runtime(rotate::run(args)),
         Command::Erase(args) => on_runtime(erase::run(args)),
         Command::List(args) => show::list(args),
         Command::Pause(args) => state::run(TenantState::Paused, args),
