@@ -81,10 +81,12 @@ fn set(table: &mut Table, path: &[&str], to: Option<&Value>) -> Result<(), Strin
             }
             let mut new = Table::new();
             new.set_implicit(true);
-            let below = table.entry(key).or_insert(Item::Table(new));
-            if let Some(inline) = below.as_inline_table() {
-                *below = Item::Table(inline.clone().into_table());
+            if let Some(inline) = table.get(key).and_then(Item::as_inline_table) {
+                let below = inline.clone().into_table();
+                table.remove(key);
+                table.insert(key, Item::Table(below));
             }
+            let below = table.entry(key).or_insert(Item::Table(new));
             let below = below.as_table_mut().ok_or_else(|| format!("{key} is no table"))?;
             set(below, rest, to)
         }
@@ -159,7 +161,7 @@ mod tests {
             after(&changed, &["quota.max_result=", "pool.weight=", "nothing.there="]).matches("weight").count(),
             0
         );
-        assert_eq!(after("pool = { weight = 1 }\n", &["pool.weight=3"]), "[pool]\nweight = 3 \n");
+        assert_eq!(after("pool = { weight = 1 }\n", &["pool.weight=3"]), "[pool]\nweight = 3\n");
         assert_eq!(after("", &["allow=[\"10.0.0.0/8\"]"]), "allow = [\"10.0.0.0/8\"]\n");
         let proxy = "[tenants.acme]\ninstance = \"pg1\"\n[tenants.acme.roles.app]\n";
         let inline = "[tenants.acme]\ninstance = \"pg1\"\nstate = \"read-only\"\n[tenants.acme.roles.app]\n";

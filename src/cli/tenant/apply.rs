@@ -54,7 +54,7 @@ pub(super) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     let source = args.site.config.clone().source();
     let site = Arc::new(args.site.site()?);
     // Until the end: nobody else takes the places that were chosen.
-    let placing = site.placing()?;
+    let placing = (!args.dry_run).then(|| site.placing()).transpose()?;
     let plans = apply::plan(&site, &wanted, credentials_dir.as_deref());
     let mut failed = print_plan(&plans, args.json);
     if args.dry_run {

@@ -78,12 +78,12 @@ pub(super) async fn run(args: CreateArgs) -> anyhow::Result<ExitCode> {
     };
     let credentials = args.credentials.map(std::path::absolute).transpose()?;
     let site = args.site.site()?;
-    let placing = site.placing()?;
+    let placing = (!args.dry_run).then(|| site.placing()).transpose()?;
     let order = apply::order(&site, &args.tenant, &wanted, credentials.as_deref(), &mut site.taken())?;
     if args.dry_run {
         return dry_run(&order, args.json);
     }
-    let created = create(&site, &order, Some(placing)).await?;
+    let created = create(&site, &order, placing).await?;
     hand_over(created, args.json)?;
     Ok(ExitCode::SUCCESS)
 }
