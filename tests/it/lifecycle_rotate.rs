@@ -14,7 +14,7 @@ async fn old_and_new_passwords_log_in_until_the_grace_time_ends() {
     for password in [&old, &new, &old] {
         let mut client = ground.log_in("acme", "acme_app", password).await;
         assert_eq!(client.query("SELECT current_user").await.unwrap()[0][0].as_deref(), Some("acme_app"));
-        ground.sql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'acme'").await;
+        end_backends(&ground).await;
     }
     assert_eq!(ground.try_log_in("acme", "acme_app", "neither").await.err().unwrap().fields[&'C'], "28P01");
 
@@ -30,9 +30,7 @@ async fn old_and_new_passwords_log_in_until_the_grace_time_ends() {
         for password in [&known, &new] {
             let mut client = ground.log_in("acme", "acme_app", password).await;
             client.query("SELECT 1").await.unwrap_or_else(|error| panic!("{place}: {error:?}"));
-            ground
-                .sql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'acme'")
-                .await;
+            end_backends(&ground).await;
         }
         ground.done(&["tenant", "rotate-credentials", "acme", "--finish"]).await;
         ground.proxy.reload().unwrap();
@@ -48,4 +46,10 @@ async fn old_and_new_passwords_log_in_until_the_grace_time_ends() {
     ground.done(&["tenant", "rotate-credentials", "acme"]).await;
     ground.proxy.reload().unwrap();
     crate::eventually!(ground.try_log_in("acme", "acme_app", &old).await.is_err());
+}
+
+/// The next client needs a new one.
+async fn end_backends(ground: &Ground) {
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'acme'";
+    crate::eventually!(ground.sql("postgres", sql).await.is_empty());
 }

@@ -40,6 +40,25 @@ fn example_of_rfc_7677() {
 }
 
 #[test]
+fn a_former_password_is_good_as_well_and_known_as_such() {
+    let present = ScramVerifier::from_password("pen", verifier().salt(), 4096).0;
+    let login = |verifier: ScramVerifier| {
+        let server = ScramServer::new(verifier, true, None);
+        let (next, _) = server.client_first_with_nonce(SCRAM_SHA_256, CLIENT_FIRST.as_bytes(), OUR_NONCE).unwrap();
+        next.client_final(format!("{FINAL_START},p={PROOF}").as_bytes())
+    };
+    assert_eq!(login(present.clone()).unwrap_err(), ScramError::Failed);
+    let lenient = present.clone().with_former(&verifier()).unwrap();
+    let (keys, last) = login(lenient.clone()).unwrap();
+    assert_eq!(last, b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
+    assert!(!present.is_of(&keys) && verifier().is_of(&keys));
+    assert!(lenient.check_password(b"pencil").is_some() && lenient.check_password(b"pen").is_some());
+    assert!(lenient.check_password(b"pens").is_none() && present.check_password(b"pencil").is_none());
+    // The exchange would have to know which one will come.
+    assert!(present.with_former(&ScramVerifier::from_password("pencil", b"other salt", 4096).0).is_none());
+}
+
+#[test]
 fn mock_fails_as_a_wrong_password_does() {
     let right = format!("{FINAL_START},p={PROOF}");
     let wrong = format!("{FINAL_START},p={}", encode(&[0; 32]));
