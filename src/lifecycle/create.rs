@@ -2,6 +2,8 @@
 
 use std::fs::File;
 
+use tokio::sync::SemaphorePermit;
+
 use super::credentials::{self, Credentials};
 use super::instance::{Instance, Session};
 use super::journal::Journal;
@@ -82,6 +84,8 @@ struct Run<'a> {
     journal: Journal,
     credentials: Credentials,
     smoke: Smoke,
+    /// Given up when the instance has nothing more to do.
+    turn: Option<SemaphorePermit<'a>>,
 }
 
 /// Makes the tenant, or goes on where a killed run was. When a step fails, what was done is taken back.
@@ -98,7 +102,7 @@ pub async fn create(site: &Site, order: &Order, placing: Option<File>) -> Result
         Ok(instance) => instance,
         Err(failure) => return Err(abandon(journal, failure)),
     };
-    let _turn = instance.turns.acquire().await.expect("never closed");
+    let turn = instance.turns.acquire().await.expect("never closed");
     let mut resumed = !journal.is_new();
     if resumed {
         same_order(&journal, order)?;
@@ -119,7 +123,7 @@ pub async fn create(site: &Site, order: &Order, placing: Option<File>) -> Result
     drop(placing);
     let credentials = credentials::generate(&order.roles.logins())?;
     let smoke = Smoke::NotTested(String::new());
-    let run = Run { site, order: order.clone(), instance: &instance, journal, credentials, smoke };
+    let run = Run { site, order: order.clone(), instance: &instance, journal, credentials, smoke, turn: Some(turn) };
     let result = run.steps().await;
     let (order, credentials, smoke, journal) = site.recorded_with("tenant create", &order.tenant, result, "")?;
     Ok(Created { order, credentials, smoke, resumed, journal })
@@ -234,6 +238,7 @@ impl Run<'_> {
                 record::write(&self.site.config.lifecycle.tenants_dir, &order.tenant, &written).map(drop)
             }
             Step::Smoke => {
+                self.turn = None;
                 let password = &self.credentials[&order.roles.app].password;
                 let smoke = smoke::test(&self.site.config, self.site.proxy.as_ref(), order, password).await;
                 smoke.map(|smoke| self.smoke = smoke)
