@@ -1,4 +1,4 @@
-//! The JSON API under `/api/v1/`. `openapi.json` documents it; a test holds it against [`ROUTES`].
+//! The JSON API under `/api/v1/`. `openapi.json` documents it; a test holds it against the routes.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -31,10 +31,10 @@ the tenant's record. Tenants that no file describes are left alone. Given again,
 
 Exit status: 0 all is as described; 2 a file is not right; 3 some tenants failed, each is named.")]
 pub(super) struct ApplyArgs {
-    /// A folder of files <id>.toml, or one of them.
+    /// A folder of files `<id>.toml`, or one of them.
     #[arg(short = 'f', long = "file", value_name = "PATH")]
     path: PathBuf,
-    /// Write new tenants' passwords to <id>.credentials there, mode 0600, instead of showing them.
+    /// Write new tenants' passwords to `<id>.credentials` there, mode 0600, instead of showing them.
     #[arg(long, value_name = "DIR")]
     credentials_dir: Option<PathBuf>,
     /// Print the plan, and do nothing.
