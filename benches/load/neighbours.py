@@ -46,8 +46,10 @@ def script(scene, name):
 
 @contextmanager
 def greedy(scene, target, phase, seconds):
-    """The tenth tenant at its worst for a little longer than the others are looked at."""
-    lasting = ["-T", str(seconds + 2)]
+    """The tenth tenant at its worst, a second after the others have begun and until they end."""
+    lasting = ["-T", str(seconds)]
+    if phase != "alone":
+        time.sleep(1)
     if phase == "flood":
         mix = [f"--file={script(scene, 'slow')}@3", f"--file={script(scene, 'fast')}@1"]
         doing = pgbench(scene, target, GREEDY, ["-c", str(GREEDY_CLIENTS), *mix, *lasting])
@@ -56,12 +58,11 @@ def greedy(scene, target, phase, seconds):
         doing = pgbench(scene, target, GREEDY, ["-c", str(GREEDY_CLIENTS), *fast, *lasting], encrypted=True)
     elif phase == "guesses":
         doing = subprocess.Popen([sys.executable, __file__, "--guess", target.name, str(target.port),
-                                  str(int(target.by_option)), str(seconds + 2)])
+                                  str(int(target.by_option)), str(seconds)])
     else:
         yield
         return
     try:
-        time.sleep(1)
         yield
     finally:
         doing.terminate()
@@ -80,11 +81,13 @@ def guess(name, port, by_option, seconds):
 
 def looked_at(scene, target, phase, seconds):
     """Percentiles of the calm tenants' queries, from the moment that each was due."""
-    with tempfile.TemporaryDirectory(prefix="logs-", dir=scene.folder) as folder, greedy(scene, target, phase, seconds):
+    with tempfile.TemporaryDirectory(prefix="logs-", dir=scene.folder) as folder:
         rate = ["-c", str(CALM_CLIENTS), "-R", str(CALM_RATE), f"--file={script(scene, 'calm')}"]
         running = [pgbench(scene, target, tenant, [*rate, "-T", str(seconds), "--log",
                                                    f"--log-prefix={folder}/transactions.{tenant}"]) for tenant in CALM]
-        failed = sum(one.wait(seconds + GRACE_SECONDS) != 0 for one in running)
+        # The calm ones were there before.
+        with greedy(scene, target, phase, seconds):
+            failed = sum(one.wait(seconds + GRACE_SECONDS) != 0 for one in running)
         times = sampled_latencies(folder)
     if failed or not times:
         return {"p50": None, "p99": None, "most": None, "failed": failed}

@@ -53,7 +53,7 @@ def failed(found):
 
 
 def describe(chosen):
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}"
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release().split('-')[0]}"
     versions = "; ".join(pooler.about() for pooler in chosen.poolers)
     return (f"{chosen.clients} clients on {chosen.backends} backends (direct: a backend for each client) where the "
             f"scenario has no numbers of its own; at most {chosen.rounds} rounds of {chosen.seconds} s in "
