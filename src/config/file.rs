@@ -347,14 +347,9 @@ pub(super) struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Log {
-            format: LogFormat::Text,
-            filter: "info".to_owned(),
-            sessions: true,
-            slow_transaction: None,
-            slow_wait: None,
-            sql: false,
-        }
+        // What logs before there is a configuration has the same.
+        let super::Log { format, filter, sessions, sql, .. } = super::Log::default();
+        Log { format, filter, sessions, slow_transaction: None, slow_wait: None, sql }
     }
 }
 
