@@ -21,6 +21,7 @@ pub mod workers;
 
 // What the operator wrote.
 pub mod config;
+pub mod select;
 pub mod logging;
 pub mod trace;
 

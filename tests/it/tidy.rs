@@ -12,6 +12,7 @@ const ORDER: &[&str] = &[
     "drain",
     "workers",
     "config",
+    "select",
     "logging",
     "trace",
     "net",
