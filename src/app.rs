@@ -49,7 +49,7 @@ impl App {
         let loaded = reload::load(&source)?;
         let config = loaded.config.clone();
         let metrics = Metrics::new();
-        let workers = Arc::new(Workers::start(config.listen.workers).context("cannot start worker threads")?);
+        let workers = Arc::new(Workers::start(config.listen.workers, config.listen.engine)?);
         let listeners = Listeners::bind(&config.listen)?;
         let addresses = listeners.addresses();
         let (console, requests) = Console::new();

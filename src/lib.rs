@@ -14,10 +14,9 @@
 pub mod wire;
 pub mod sql;
 
-// Shared handles: figures, the signal to finish, the threads.
+// Shared handles: figures, the signal to finish.
 pub mod metrics;
 pub mod drain;
-pub mod workers;
 
 // What the operator wrote.
 pub mod config;
@@ -25,8 +24,9 @@ pub mod select;
 pub mod logging;
 pub mod trace;
 
-// Towards peers: sockets, TLS, who somebody is.
+// Towards peers: sockets, TLS, the threads that carry them, who somebody is.
 pub mod net;
+pub mod workers;
 pub mod auth;
 
 // Tenants and their backends.

@@ -6,8 +6,24 @@
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use thiserror::Error;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
+
+use crate::config::Engine;
+use crate::net::ring;
+
+/// Why there are no workers.
+#[derive(Debug, Error)]
+pub enum WorkersError {
+    #[error("cannot start worker threads: {0}")]
+    Threads(#[from] io::Error),
+    #[error(
+        "listen.engine is \"io_uring\", and the kernel does not have it or does not allow it ({0}): use Linux 6.1 or newer, \
+         allow it (sysctl kernel.io_uring_disabled, seccomp), or set \"auto\""
+    )]
+    NoRing(io::Error),
+}
 
 /// See the module. Dropping it ends the threads once their current step is over.
 #[derive(Debug)]
@@ -26,9 +42,18 @@ struct Worker {
 
 impl Workers {
     /// # Errors
-    /// A thread or its reactor cannot be made.
-    pub fn start(count: usize) -> io::Result<Self> {
-        let workers = (0..count.max(1)).map(Worker::start).collect::<io::Result<_>>()?;
+    /// A thread or its reactor cannot be made, or there is no io_uring where there must be.
+    pub fn start(count: usize, engine: Engine) -> Result<Self, WorkersError> {
+        let ring = match (engine, ring::probe()) {
+            (Engine::Epoll, _) => false,
+            (_, Ok(())) => true,
+            (Engine::Auto, Err(error)) => {
+                tracing::info!(%error, "no io_uring: epoll");
+                false
+            }
+            (Engine::IoUring, Err(error)) => return Err(WorkersError::NoRing(error)),
+        };
+        let workers = (0..count.max(1)).map(|number| Worker::start(number, ring)).collect::<io::Result<_>>()?;
         Ok(Workers { workers, hasher: ahash::RandomState::new(), next: AtomicUsize::new(0) })
     }
 
@@ -46,13 +71,21 @@ impl Workers {
 }
 
 impl Worker {
-    fn start(number: usize) -> io::Result<Self> {
+    fn start(number: usize, ring: bool) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            if ring {
+                match ring::enter() {
+                    Ok(()) => drop(runtime.spawn(ring::drive())),
+                    Err(error) => tracing::warn!(%error, "no io_uring for a worker thread: epoll"),
+                }
+            }
             // Either way it is time to go: told so, or the other side is gone.
             let _ = runtime.block_on(ended);
+            drop(runtime);
+            ring::leave();
         })?;
         Ok(Worker { handle, end: Some(end), thread: Some(thread) })
     }

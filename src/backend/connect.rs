@@ -54,7 +54,7 @@ pub struct Target {
     pub timeout: Duration,
 }
 
-/// Connects, logs in and checks the identity.
+/// Connects, logs in and checks the identity. The backend is used on the calling thread from then on.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -64,7 +64,9 @@ pub async fn connect(target: &Target) -> Result<Backend, ConnectError> {
         let messages = startup(stream, target).await?;
         let messages = authenticate(messages, target).await?;
         let greeted = greeting(messages, target).await?;
-        identify(greeted, target).await
+        let mut backend = identify(greeted, target).await?;
+        backend.endpoint.settle(false).map_err(|error| target.io(error))?;
+        Ok(backend)
     };
     tokio::time::timeout(target.timeout, steps)
         .await

@@ -268,13 +268,7 @@ impl Backend {
                 self.endpoint.queue(&goodbye);
                 poll_fn(|cx| self.endpoint.poll_send(cx)).await?;
             }
-            poll_fn(|cx| self.endpoint.poll_shutdown(cx)).await?;
-            loop {
-                let read = poll_fn(|cx| self.endpoint.poll_take(cx, |_, bytes| io::Result::Ok(bytes.len()))).await?;
-                if read == 0 {
-                    return io::Result::Ok(());
-                }
-            }
+            self.endpoint.end().await
         };
         if tokio::time::timeout(GOODBYE, ended).await.is_err() {
             tracing::warn!(

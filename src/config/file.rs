@@ -14,7 +14,7 @@ use super::scalar::{
     Address, Cidr, Count, FileMode, Limit, Moment, OptionalAddress, Period, Separator, Size, SystemIdentifier,
 };
 use super::secret::{Reference, Verifier};
-use super::{Access, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode};
+use super::{Access, Engine, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode};
 
 /// Folder of certificates, unless another one is named; only then it has to exist.
 pub(super) const CERTIFICATES: &str = "certs";
@@ -86,6 +86,7 @@ pub(super) struct Listen {
     pub unix_socket_mode: FileMode,
     pub backlog: u32,
     pub workers: Option<usize>,
+    pub engine: Engine,
 }
 
 impl Default for Listen {
@@ -96,6 +97,7 @@ impl Default for Listen {
             unix_socket_mode: FileMode(0o777),
             backlog: 1024,
             workers: None,
+            engine: Engine::Auto,
         }
     }
 }

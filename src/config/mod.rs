@@ -74,6 +74,20 @@ pub struct Listen {
     pub backlog: u32,
     /// Worker threads for sessions; default one per core.
     pub workers: usize,
+    /// How they move bytes.
+    pub engine: Engine,
+}
+
+/// How worker threads ask the kernel to move bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// io_uring where the kernel has it (Linux 6.1) and allows it, otherwise epoll.
+    #[default]
+    Auto,
+    Epoll,
+    /// Without it there is no start.
+    IoUring,
 }
 
 /// Whether clients must use TLS.

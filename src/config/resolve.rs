@@ -131,6 +131,7 @@ fn listen(written: file::Listen, mut scope: Scope<'_, '_>) -> Listen {
         unix_socket_mode: written.unix_socket_mode.0,
         backlog: written.backlog,
         workers: written.workers.unwrap_or_else(cores),
+        engine: written.engine,
     }
 }
 

@@ -4,6 +4,7 @@
 //! as they cannot be used yet: a connection at rest holds no buffer.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -36,6 +37,14 @@ impl Endpoint {
 
     pub fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    /// See [`Stream::settle`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn settle(&mut self, moved: bool) -> io::Result<()> {
+        self.stream.settle(moved)
     }
 
     /// Received, but not yet taken.
@@ -162,6 +171,24 @@ impl Endpoint {
         Poll::Ready(Ok(()))
     }
 
+    /// Ends our direction and takes what the peer still sends, until it has ended too: it may not read our last words before
+    /// we have read its.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn end(&mut self) -> io::Result<()> {
+        let mut ended = false;
+        poll_fn(|cx| {
+            if !ended && let Poll::Ready(result) = self.poll_shutdown(cx) {
+                result?;
+                ended = true;
+            }
+            while ready!(self.poll_take(cx, |_, bytes| io::Result::Ok(bytes.len())))? > 0 {}
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
     /// Ends our direction: the peer sees the end of the stream (and, under TLS, close_notify before it).
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
@@ -170,8 +197,6 @@ impl Endpoint {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
 

@@ -7,6 +7,7 @@ mod dial;
 mod endpoint;
 pub mod instance_tls;
 pub mod pem;
+pub mod ring;
 pub mod server_tls;
 pub mod stream;
 pub mod x509;

@@ -9,6 +9,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::ring::{self, RingSocket};
 use crate::wire::{FrameError, HEADER, Header};
 
 /// A socket as the kernel gives it.
@@ -16,6 +17,10 @@ use crate::wire::{FrameError, HEADER, Header};
 pub enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Either, on the thread that it stays on.
+    Ring(RingSocket),
+    /// While it is moved.
+    Nowhere,
 }
 
 /// A socket taken off its runtime, on its way to another one.
@@ -26,12 +31,21 @@ pub enum DetachedSocket {
 }
 
 impl Socket {
-    /// Takes the socket off the current runtime's reactor.
+    /// Takes the socket off its runtime's reactor.
     pub fn detach(self) -> io::Result<DetachedSocket> {
         Ok(match self {
             Socket::Tcp(stream) => DetachedSocket::Tcp(stream.into_std()?),
             Socket::Unix(stream) => DetachedSocket::Unix(stream.into_std()?),
+            Socket::Ring(_) | Socket::Nowhere => return Err(io::ErrorKind::Unsupported.into()),
         })
+    }
+
+    /// From now on the socket is used on this thread only. `moved`: until now it was used on another one.
+    fn settle(&mut self, moved: bool) -> io::Result<()> {
+        if moved || ring::is_here() {
+            *self = std::mem::replace(self, Socket::Nowhere).detach()?.settle()?;
+        }
+        Ok(())
     }
 }
 
@@ -43,6 +57,18 @@ impl DetachedSocket {
             DetachedSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
         })
     }
+
+    /// The same for one that stays on this thread: it is in the thread's ring, where there is one.
+    pub fn settle(self) -> io::Result<Socket> {
+        if !ring::is_here() {
+            return self.attach();
+        }
+        RingSocket::new(match self {
+            DetachedSocket::Tcp(stream) => stream.into(),
+            DetachedSocket::Unix(stream) => stream.into(),
+        })
+        .map(Socket::Ring)
+    }
 }
 
 impl AsyncRead for Socket {
@@ -50,6 +76,8 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Ring(socket) => Pin::new(socket).poll_read(cx, buf),
+            Socket::Nowhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
@@ -59,6 +87,8 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Ring(socket) => Pin::new(socket).poll_write(cx, buf),
+            Socket::Nowhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -70,6 +100,8 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Ring(socket) => Pin::new(socket).poll_shutdown(cx),
+            Socket::Nowhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
@@ -105,6 +137,18 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// From now on it is used on this thread only. `moved`: until now it was used on another one.
+    ///
+    /// # Errors
+    /// It is settled already, or the reactor of the thread does not take it.
+    pub fn settle(&mut self, moved: bool) -> io::Result<()> {
+        match self {
+            Stream::Plain(socket) => socket.settle(moved),
+            Stream::Accepted(stream) => stream.get_mut().0.settle(moved),
+            Stream::Connected(stream) => stream.get_mut().0.settle(moved),
+        }
+    }
+
     pub fn is_tls(&self) -> bool {
         !matches!(self, Stream::Plain(_))
     }
@@ -184,6 +228,14 @@ impl MessageStream {
 
     pub fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    /// See [`Stream::settle`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn settle(&mut self, moved: bool) -> io::Result<()> {
+        self.stream.settle(moved)
     }
 
     /// The stream, and what the peer sent beyond the messages taken so far.

@@ -141,16 +141,18 @@ impl Hello<Socket> {
 /// A client whose encryption is settled; on a plain one the opening message has been read already.
 pub(super) async fn finish(
     hello: Hello<DetachedSocket>,
+    settled: bool,
     peer: Peer,
     context: &Context,
 ) -> Result<(Client, Option<Opening>), Rejection> {
+    let attach = |socket: DetachedSocket| if settled { socket.settle() } else { socket.attach() };
     match hello {
         Hello::Plain { socket, opening } => {
-            let stream = MessageStream::new(Stream::Plain(socket.attach()?));
+            let stream = MessageStream::new(Stream::Plain(attach(socket)?));
             Ok((Client { stream, peer, tls: None, answers: Default::default() }, Some(opening)))
         }
         Hello::Tls { socket, accepted, direct } => {
-            let client = handshake(socket.attach()?, *accepted, direct, peer, context).await;
+            let client = handshake(attach(socket)?, *accepted, direct, peer, context).await;
             let version = client.as_ref().map_or(TlsVersion::None, |(_, version)| *version);
             let outcome = if client.is_ok() { Outcome::Ok } else { Outcome::Failed };
             context.metrics.tls_handshake(outcome, version);

@@ -145,16 +145,16 @@ pub async fn run(socket: Socket, peer: Peer, place: ClientPlace, context: Arc<Co
         Ok(Err(rejection)) => return rejection.note(peer, &context),
         Err(_) => return Rejection::timeout().note(peer, &context),
     };
-    let home = match hello.tenant(&context) {
-        Some(tenant) => context.workers.home(&tenant).clone(),
-        None => context.workers.any().clone(),
+    let (home, settled) = match hello.tenant(&context) {
+        Some(tenant) => (context.workers.home(&tenant).clone(), true),
+        None => (context.workers.any().clone(), false),
     };
     let Ok(hello) = hello.detach() else { return };
     let mut steps = context.tracer.login(begun);
     steps.did("accept");
     home.spawn(async move {
         let deadline = begun + timeout;
-        on_worker(hello, Arrival { peer, begun, deadline, place, held, steps }, context).await;
+        on_worker(hello, Arrival { peer, begun, deadline, settled, place, held, steps }, context).await;
     });
 }
 
@@ -163,6 +163,8 @@ struct Arrival {
     peer: Peer,
     begun: Instant,
     deadline: Instant,
+    /// It is where its tenant is at home.
+    settled: bool,
     place: ClientPlace,
     /// Counts the login while it lasts.
     held: Held,
@@ -171,7 +173,8 @@ struct Arrival {
 
 async fn on_worker(hello: encrypt::Hello<DetachedSocket>, mut arrival: Arrival, context: Arc<Context>) {
     let peer = arrival.peer;
-    let client = tokio::time::timeout_at(arrival.deadline.into(), encrypt::finish(hello, peer, &context)).await;
+    let finished = encrypt::finish(hello, arrival.settled, peer, &context);
+    let client = tokio::time::timeout_at(arrival.deadline.into(), finished).await;
     let (mut client, opening) = match client {
         Ok(Ok(finished)) => finished,
         Ok(Err(rejection)) => return rejection.note(peer, &context),
@@ -181,31 +184,51 @@ async fn on_worker(hello: encrypt::Hello<DetachedSocket>, mut arrival: Arrival, 
     steps.did("tls");
     let login = login(&mut client, opening, &mut steps, &context);
     let login = tokio::time::timeout_at(arrival.deadline.into(), login).await;
-    let login = match login.unwrap_or_else(|_| Err(Rejection::timeout())) {
+    match login.unwrap_or_else(|_| Err(Rejection::timeout())) {
         Ok(LoggedIn::Tenant(proven, place)) => {
-            Box::pin(greet(&mut client, *proven, arrival.deadline, &context)).await.map(|it| Greeted::Tenant(it, place))
+            let home = context.workers.home(proven.tenant.id.as_str()).clone();
+            let settled = arrival.settled;
+            let rest = at_home(client, proven, place, arrival, steps, context);
+            match settled {
+                true => Box::pin(rest).await,
+                false => drop(home.spawn(rest)),
+            }
         }
-        Ok(LoggedIn::Console(operator)) => Ok(Greeted::Console(operator)),
-        Ok(LoggedIn::Nobody) => Ok(Greeted::Nobody),
-        Err(rejection) => Err(rejection),
-    };
-    let (welcomed, client_place) = match login {
-        Ok(Greeted::Tenant(welcomed, place)) => (*welcomed, place),
-        Ok(Greeted::Console(operator)) => {
+        Ok(LoggedIn::Console(operator)) => {
             drop(arrival.held);
-            return admin_console::serve(client.stream, operator, client.answers, context).await;
+            admin_console::serve(client.stream, operator, client.answers, context).await;
         }
-        Ok(Greeted::Nobody) => return reject::close(&mut client).await,
-        Err(rejection) => {
-            rejection.tell(&mut client).await;
-            steps.end(&context.tracer, Who::default(), Some(rejection.why().to_owned()));
-            return rejection.note(peer, &context);
-        }
+        Ok(LoggedIn::Nobody) => reject::close(&mut client).await,
+        Err(rejection) => refuse(&mut client, &rejection, steps, &context).await,
+    }
+}
+
+async fn refuse(client: &mut Client, rejection: &Rejection, steps: Steps, context: &Context) {
+    rejection.tell(client).await;
+    steps.end(&context.tracer, Who::default(), Some(rejection.why().to_owned()));
+    rejection.note(client.peer, context);
+}
+
+/// Where the tenant's backends are, from the proof on.
+async fn at_home(
+    mut client: Client,
+    proven: Box<authenticate::Proven>,
+    place: ClientPlace,
+    arrival: Arrival,
+    mut steps: Steps,
+    context: Arc<Context>,
+) {
+    if !arrival.settled && client.stream.settle(true).is_err() {
+        return;
+    }
+    let welcomed = match Box::pin(greet(&mut client, *proven, arrival.deadline, &context)).await {
+        Ok(welcomed) => *welcomed,
+        Err(rejection) => return refuse(&mut client, &rejection, steps, &context).await,
     };
     steps.did("welcome");
     steps.end(&context.tracer, welcomed.who(), None);
     drop(arrival.held);
-    let counted = (context.metrics.client(), arrival.place, client_place);
+    let counted = (context.metrics.client(), arrival.place, place);
     // A task of its own, so that an idle session does not keep the room that its login took.
     tokio::spawn(serve::requests(client, welcomed, arrival.begun, context, counted));
 }
@@ -215,13 +238,6 @@ enum LoggedIn {
     Tenant(Box<authenticate::Proven>, ClientPlace),
     Console(Operator),
     /// It was a cancel request.
-    Nobody,
-}
-
-/// The same, with a tenant's client welcomed.
-enum Greeted {
-    Tenant(Box<welcome::Welcomed>, ClientPlace),
-    Console(Operator),
     Nobody,
 }
 

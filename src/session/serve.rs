@@ -487,12 +487,8 @@ impl Serving {
         }
         let said = async {
             let _ = poll_fn(|cx| self.client.poll_send(cx)).await;
-            let _ = poll_fn(|cx| self.client.poll_shutdown(cx)).await;
             // Closing over unread bytes would take the last words away from the client.
-            while poll_fn(|cx| self.client.poll_take(cx, |_, bytes| std::io::Result::Ok(bytes.len())))
-                .await
-                .is_ok_and(|read| read > 0)
-            {}
+            let _ = self.client.end().await;
         };
         let _ = tokio::time::timeout(std::time::Duration::from_secs(1), said).await;
     }
