@@ -73,7 +73,19 @@ impl Endpoint {
     /// # Errors
     /// Nobody answers within three seconds, or not in HTTP.
     pub fn get(&self, path: &str, max: usize) -> anyhow::Result<Answer> {
-        let answer = self.exchange(path, max).with_context(|| format!("no answer from {}{path}", self.url))?;
+        self.ask("GET", path, max)
+    }
+
+    /// One POST without a body, likewise.
+    ///
+    /// # Errors
+    /// As [`Endpoint::get`].
+    pub fn post(&self, path: &str, max: usize) -> anyhow::Result<Answer> {
+        self.ask("POST", path, max)
+    }
+
+    fn ask(&self, method: &str, path: &str, max: usize) -> anyhow::Result<Answer> {
+        let answer = self.exchange(method, path, max).with_context(|| format!("no answer from {}{path}", self.url))?;
         let answer = String::from_utf8_lossy(&answer);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.strip_prefix("HTTP/1.").and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
@@ -83,7 +95,7 @@ impl Endpoint {
         }
     }
 
-    fn exchange(&self, path: &str, max: usize) -> anyhow::Result<Vec<u8>> {
+    fn exchange(&self, method: &str, path: &str, max: usize) -> anyhow::Result<Vec<u8>> {
         let deadline = Instant::now() + DEADLINE;
         let address = self.authority.to_socket_addrs()?.next().context("the name has no address")?;
         let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
@@ -93,7 +105,8 @@ impl Endpoint {
             .as_ref()
             .map_or_else(String::new, |token| format!("Authorization: Bearer {}\r\n", token.expose()));
         // 1.0: the answer comes in one piece, and its end is the connection's.
-        let request = format!("GET {path} HTTP/1.0\r\nHost: {}\r\n{sign}\r\n", self.authority);
+        let request =
+            format!("{method} {path} HTTP/1.0\r\nHost: {}\r\nContent-Length: 0\r\n{sign}\r\n", self.authority);
         match &self.tls {
             None => read_all(stream, |stream| stream, &request, max, deadline),
             Some((config, name)) => {

@@ -47,6 +47,7 @@ pub(super) struct File {
     pub drain: Drain,
     pub admin: Admin,
     pub lifecycle: Lifecycle,
+    pub migrate: Migrate,
     pub tier: BTreeMap<String, Tier>,
     pub tenants_dir: PathBuf,
     pub instances: BTreeMap<String, Instance>,
@@ -70,6 +71,7 @@ impl Default for File {
             drain: Drain::default(),
             admin: Admin::default(),
             lifecycle: Lifecycle::default(),
+            migrate: Migrate::default(),
             tier: BTreeMap::new(),
             tenants_dir: TENANTS_DIR.into(),
             instances: BTreeMap::new(),
@@ -420,6 +422,39 @@ impl Default for Lifecycle {
             journal_dir: "lifecycle.d".into(),
             per_instance: 4,
             grace: seconds(24 * 60 * 60),
+        }
+    }
+}
+
+/// How `pgtenant migrate` goes through the tenants.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Migrate {
+    pub dir: Option<PathBuf>,
+    pub waves: String,
+    pub parallel: u32,
+    pub per_instance: u32,
+    pub max_failures: String,
+    pub bake: Period,
+    pub lock_timeout: Period,
+    pub retries: u32,
+    pub shared_owners: bool,
+    pub proxies: Vec<String>,
+}
+
+impl Default for Migrate {
+    fn default() -> Self {
+        Migrate {
+            dir: None,
+            waves: "canary:1,5%,25%,rest".to_owned(),
+            parallel: 8,
+            per_instance: 2,
+            max_failures: "1%".to_owned(),
+            bake: seconds(30),
+            lock_timeout: seconds(2),
+            retries: 10,
+            shared_owners: false,
+            proxies: Vec::new(),
         }
     }
 }

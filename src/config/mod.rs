@@ -8,6 +8,7 @@ mod file;
 mod http;
 mod layers;
 mod lifecycle;
+mod migrate;
 mod pool;
 mod problem;
 mod quota;
@@ -30,6 +31,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 pub use lifecycle::{Host, InstanceAdmin, Lifecycle};
+pub use migrate::Migrate;
 pub use problem::{ConfigError, Problem};
 pub use quota::Quota;
 pub use resolve::load;
@@ -57,6 +59,7 @@ pub struct Config {
     pub drain: Drain,
     pub admin: Admin,
     pub lifecycle: Lifecycle,
+    pub migrate: Migrate,
     pub instances: BTreeMap<String, Arc<Instance>>,
     pub tenants: BTreeMap<String, Arc<Tenant>>,
 }

@@ -12,7 +12,7 @@ use super::problem::{ConfigError, Gathered, Scope};
 use super::scalar::Period;
 use super::{
     Auth, Collector, Config, Drain, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode,
-    Tracing, admin, http, layers, lifecycle, pool, quota, read, tenants,
+    Tracing, admin, http, layers, lifecycle, migrate, pool, quota, read, tenants,
 };
 
 /// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
@@ -80,6 +80,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let tenants_dir = scope.path(&file.tenants_dir);
     let lifecycle =
         lifecycle::resolve(&file.lifecycle, tenants_dir, tiers.into_keys().collect(), hosts, scope.enter("lifecycle"));
+    let migrate = migrate::resolve(file.migrate, scope.enter("migrate"));
     let routing = routing(file.routing, &ids, scope.enter("routing"));
 
     let sources: Vec<PathBuf> = std::mem::take(&mut gathered.sources).into_iter().collect();
@@ -100,6 +101,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
         drain,
         admin,
         lifecycle,
+        migrate,
         instances,
         tenants,
     }

@@ -265,6 +265,14 @@ impl Pools {
         }
     }
 
+    /// The tenant's schema has changed by other ways than the proxy's: statements that are prepared from now on are
+    /// analysed anew.
+    pub fn schema_changed(&self, tenant: &Arc<Tenant>) {
+        if let Some(pools) = self.shared().tenants.get(&address(tenant)) {
+            pools.schema.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// When a tenant's backends were last told to close, if ever: older ones go at their release.
     pub fn evicted(&self, tenant: &Arc<Tenant>) -> Option<SystemTime> {
         let of_tenant = self.shared().tenants.get(&address(tenant)).cloned();

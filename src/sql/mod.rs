@@ -6,6 +6,7 @@
 mod head;
 mod lex;
 mod marks;
+pub mod split;
 mod statement;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, put};
+use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ const MAX_BODY: usize = 16 * 1024;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 type Shared = Arc<dyn Proxy>;
-type Routes = [(&'static str, MethodRouter<Shared>); 4];
+type Routes = [(&'static str, MethodRouter<Shared>); 5];
 
 /// What needs a right, by path.
 fn guarded() -> Routes {
@@ -35,6 +35,7 @@ fn guarded() -> Routes {
         ("/api/v1/tenants", get(tenants)),
         ("/api/v1/tenants/{id}", get(tenant)),
         ("/api/v1/tenants/{id}/state", put(set_state)),
+        ("/api/v1/tenants/{id}/schema-changed", post(schema_changed)),
         ("/api/v1/instances", get(instances)),
     ]
 }
@@ -133,6 +134,16 @@ async fn set_state(
     let standing = state.map(|state| Standing::by(OPERATOR, state, reason));
     states::set(&tenant, standing, view.sessions, view.pools);
     Json(Shown::of(&tenant)).into_response()
+}
+
+/// Said by whoever changed the schema over a connection of its own, which the proxy does not see.
+async fn schema_changed(State(proxy): State<Shared>, Path(id): Path<String>) -> Response {
+    let view = proxy.view();
+    let Some(tenant) = view.registry.get(&id) else {
+        return error(StatusCode::NOT_FOUND, "there is no such tenant");
+    };
+    view.pools.schema_changed(&tenant);
+    StatusCode::NO_CONTENT.into_response()
 }
 
 async fn instances(State(proxy): State<Shared>) -> Response {

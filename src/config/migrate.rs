@@ -1,0 +1,49 @@
+//! `[migrate]`: how the commands that migrate go through the tenants, unless they are told otherwise.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::file;
+use super::problem::Scope;
+use super::resolve::positive;
+
+/// Defaults of `pgtenant migrate`, and what a new tenant begins with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Migrate {
+    /// Folder of the migrations; none: a new tenant has its template's schema.
+    pub dir: Option<PathBuf>,
+    /// See docs/MIGRATIONS.md; read when a command uses it. Default `canary:1,5%,25%,rest`.
+    pub waves: String,
+    /// Tenants at a time, in all and on one instance; default 8 and 2.
+    pub parallel: u32,
+    pub per_instance: u32,
+    /// Failures that a run goes on with, a number or a share of the tenants; default `1%`.
+    pub max_failures: String,
+    /// How long a wave is watched before the next begins; default 30 s.
+    pub bake: Duration,
+    /// How long a statement waits for a lock before it lets others pass; default 2 s.
+    pub lock_timeout: Duration,
+    /// Attempts after the first one; default 10.
+    pub retries: u32,
+    /// Migrate databases whose owner has others as well; default false.
+    pub shared_owners: bool,
+    /// HTTP endpoints of the proxies in front of the tenants; none: the one of this configuration.
+    pub proxies: Vec<String>,
+}
+
+pub(super) fn resolve(written: file::Migrate, mut scope: Scope<'_, '_>) -> Migrate {
+    scope.require(written.parallel > 0, "parallel", "at least 1 is needed");
+    scope.require(written.per_instance > 0, "per_instance", "at least 1 is needed");
+    Migrate {
+        dir: written.dir.map(|dir| scope.path(&dir)),
+        waves: written.waves,
+        parallel: written.parallel,
+        per_instance: written.per_instance,
+        max_failures: written.max_failures,
+        bake: written.bake.0,
+        lock_timeout: positive(&mut scope, "lock_timeout", written.lock_timeout),
+        retries: written.retries,
+        shared_owners: written.shared_owners,
+        proxies: written.proxies,
+    }
+}
