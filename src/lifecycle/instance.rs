@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::Failure;
-use crate::config::{Host, InstanceAdmin};
+use crate::config::{Host, InstanceAdmin, Secret};
 use crate::net::{ControlConnections, ControlPool, Place, control, with_sources};
 
 /// From the attempt to connect to a logged-in session.
@@ -66,6 +66,31 @@ impl Instance {
         client.map_err(|error| self.unreachable(error.to_string()))
     }
 
+    /// A connection for looking into a tenant's database: what its owner has set for sessions in it changes nothing of
+    /// what our own SQL means.
+    pub async fn look(&self, database: &str) -> Result<Client, Failure> {
+        let mut login = login(&self.admin, database);
+        login.options("-c search_path=pg_catalog -c row_security=off -c default_transaction_read_only=off");
+        let client = self.open(&login, &self.admin.user).await?;
+        self.identify(&client).await?;
+        Ok(client)
+    }
+
+    /// A connection as another role.
+    pub async fn connect_as(&self, database: &str, role: &str, password: &Secret) -> Result<Client, Failure> {
+        let mut login = tokio_postgres::Config::new();
+        login.user(role).password(password.expose()).dbname(database).application_name("pgtenant migrate");
+        self.open(&login, role).await
+    }
+
+    async fn open(&self, login: &tokio_postgres::Config, role: &str) -> Result<Client, Failure> {
+        let failed =
+            |why: String| Failure::Connect { instance: self.name().to_owned(), why: format!("role {role:?}: {why}") };
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, control(&self.place, login)).await;
+        let client = connected.map_err(|_| failed(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))?;
+        client.map_err(|error| failed(error.to_string()))
+    }
+
     fn unreachable(&self, why: String) -> Failure {
         Failure::Connect { instance: self.name().to_owned(), why: format!("admin {:?}: {why}", self.admin.user) }
     }
@@ -117,7 +142,7 @@ impl Instance {
         Ok(rows.into_iter().next().and_then(|row| row.into_iter().next().flatten()))
     }
 
-    fn failed(&self, what: &str, error: &tokio_postgres::Error) -> Failure {
+    pub(super) fn failed(&self, what: &str, error: &tokio_postgres::Error) -> Failure {
         let why = error.as_db_error().map_or_else(
             || with_sources(error),
             |error| {

@@ -14,6 +14,7 @@ mod faults;
 mod files;
 pub mod instance;
 mod journal;
+pub mod migrate;
 pub mod order;
 pub mod placement;
 pub mod provision;

@@ -61,7 +61,8 @@ impl Folder {
     /// A file cannot be read, or would not be run as it is meant; it is named.
     pub fn read(path: &Path) -> Result<Folder, Failure> {
         let entries = std::fs::read_dir(path).map_err(Failure::file("read", path))?;
-        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+        let mut files: Vec<PathBuf> =
+            entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
         files.sort();
         let mut texts: BTreeMap<i64, Texts> = BTreeMap::new();
         for file in files {
@@ -148,7 +149,9 @@ fn named(file: &str) -> Result<Option<Named>, String> {
     };
     let name = stem[digits..].strip_prefix('_').filter(|name| digits > 0 && !name.is_empty());
     let Some(name) = name else {
-        return Err("its name says no version: <version>_<name>.sql, with .up.sql and .down.sql for both ways".to_owned());
+        return Err(
+            "its name says no version: <version>_<name>.sql, with .up.sql and .down.sql for both ways".to_owned()
+        );
     };
     let version = stem[..digits].parse().map_err(|_| "its version is too large".to_owned())?;
     Ok(Some(Named { version, name: name.to_owned(), part }))
@@ -156,9 +159,8 @@ fn named(file: &str) -> Result<Option<Named>, String> {
 
 /// Of what is applied, in the order of versions.
 pub fn set_hash<'a>(applied: impl Iterator<Item = (i64, &'a str)>) -> String {
-    let digest = applied.fold(Sha256::new(), |digest, (version, checksum)| {
-        digest.chain_update(format!("{version} {checksum}\n"))
-    });
+    let digest = applied
+        .fold(Sha256::new(), |digest, (version, checksum)| digest.chain_update(format!("{version} {checksum}\n")));
     hex(&digest.finalize())
 }
 
@@ -190,7 +192,8 @@ mod tests {
             (".keep.sql", "no migration"),
         ])
         .unwrap();
-        let seen: Vec<(String, bool)> = folder.migrations.iter().map(|it| (it.to_string(), it.down.is_some())).collect();
+        let seen: Vec<(String, bool)> =
+            folder.migrations.iter().map(|it| (it.to_string(), it.down.is_some())).collect();
         let expected = [("1_init", true), ("2_plain", false), ("3_goose", false), ("20240101120000_dbmate", true)];
         assert_eq!(seen, expected.map(|(name, down)| (name.to_owned(), down)));
         assert_eq!(folder.get(3).unwrap().name, "goose");

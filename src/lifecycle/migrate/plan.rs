@@ -49,8 +49,6 @@ pub enum Goal {
         /// Also those that are older than what is applied.
         out_of_order: bool,
     },
-    /// So many of the last ones are taken back.
-    Steps(usize),
     /// All that are newer are taken back.
     DownTo(i64),
 }
@@ -59,7 +57,7 @@ impl Goal {
     pub fn way(&self) -> Way {
         match self {
             Goal::Up { .. } => Way::Up,
-            Goal::Steps(_) | Goal::DownTo(_) => Way::Down,
+            Goal::DownTo(_) => Way::Down,
         }
     }
 }
@@ -91,7 +89,6 @@ pub fn plan(folder: &Folder, history: &[Entry], goal: &Goal) -> Result<Plan, Vec
     let mut drift = differences(folder, history, goal);
     let plan = match goal {
         Goal::Up { to, out_of_order } => up(folder, history, *to, *out_of_order, &mut drift),
-        Goal::Steps(steps) => history.iter().rev().take(*steps).map(|entry| entry.version).collect(),
         Goal::DownTo(version) => {
             history.iter().rev().map(|entry| entry.version).take_while(|applied| applied > version).collect()
         }
@@ -169,13 +166,17 @@ mod tests {
         let history = [applied(1), applied(2)];
         assert_eq!(plan(&folder(&[1, 2, 3, 5]), &history, &UP), Ok(vec![3, 5]));
         assert_eq!(plan(&folder(&[1, 2]), &history, &UP), Ok(vec![]));
-        assert_eq!(plan(&folder(&[1, 2, 3, 5]), &[], &Goal::Up { to: Some(3), out_of_order: false }), Ok(vec![1, 2, 3]));
+        assert_eq!(
+            plan(&folder(&[1, 2, 3, 5]), &[], &Goal::Up { to: Some(3), out_of_order: false }),
+            Ok(vec![1, 2, 3])
+        );
         assert_eq!(plan(&folder(&[1, 2, 3]), &[applied(1), cut_off(2, Way::Up)], &UP), Ok(vec![2, 3]));
     }
 
     #[test]
     fn older_ones_are_refused_unless_asked_for() {
-        let out = |out_of_order| plan(&folder(&[1, 2, 3]), &[applied(1), applied(3)], &Goal::Up { to: None, out_of_order });
+        let out =
+            |out_of_order| plan(&folder(&[1, 2, 3]), &[applied(1), applied(3)], &Goal::Up { to: None, out_of_order });
         assert_eq!(out(false), Err(vec![Drift::OutOfOrder { version: 2, name: "m".to_owned(), newer: 3 }]));
         assert_eq!(out(true), Ok(vec![2]));
     }
@@ -193,11 +194,10 @@ mod tests {
     #[test]
     fn the_way_down_is_the_reverse() {
         let (files, history) = (folder(&[1, 2, 3]), [applied(1), applied(2), applied(3)]);
-        assert_eq!(plan(&files, &history, &Goal::Steps(2)), Ok(vec![3, 2]));
-        assert_eq!(plan(&files, &history, &Goal::Steps(9)), Ok(vec![3, 2, 1]));
         assert_eq!(plan(&files, &history, &Goal::DownTo(1)), Ok(vec![3, 2]));
+        assert_eq!(plan(&files, &history, &Goal::DownTo(0)), Ok(vec![3, 2, 1]));
         assert_eq!(plan(&files, &history[..2], &Goal::DownTo(2)), Ok(vec![]));
-        let drift = plan(&folder(&[1, 9]), &[applied(1), applied(9)], &Goal::Steps(1)).unwrap_err();
+        let drift = plan(&folder(&[1, 9]), &[applied(1), applied(9)], &Goal::DownTo(1)).unwrap_err();
         assert!(drift[0].to_string().contains("no way down"));
     }
 }

@@ -65,7 +65,10 @@ impl<'a> Section<'a> {
     /// It has markers of tools that keep both directions in one file.
     pub fn whole(text: &'a str) -> Result<Section<'a>, String> {
         if let Some((line, marker)) = markers(text).next() {
-            return Err(format!("line {}: the marker {:?} belongs into a file <version>_<name>.sql", line.number, marker));
+            return Err(format!(
+                "line {}: the marker {:?} belongs into a file <version>_<name>.sql",
+                line.number, marker
+            ));
         }
         let no_transaction = text.trim_start_matches('\u{feff}').starts_with(NO_TRANSACTION);
         Ok(Section { text, lines_before: 0, no_transaction, marked: Vec::new() })
@@ -137,7 +140,9 @@ fn dbmate<'a>(text: &'a str, found: &[(Line, Marker<'a>)]) -> Result<Sections<'a
         let no_transaction = match options {
             "" | "transaction:true" => false,
             "transaction:false" => true,
-            other => return Err(format!("line {}: option {other:?} is not known; there is transaction:false", line.number)),
+            other => {
+                return Err(format!("line {}: option {other:?} is not known; there is transaction:false", line.number));
+            }
         };
         let section =
             Section { text: &text[line.end..end], lines_before: line.number, no_transaction, marked: Vec::new() };
@@ -163,9 +168,7 @@ fn goose<'a>(text: &'a str, found: &[(Line, Marker<'a>)]) -> Result<Sections<'a>
                 if sections[place].is_some() {
                     return at("the same direction twice");
                 }
-                let is_end = |(_, marker): &&(Line, Marker<'_>)| {
-                    matches!(marker, Marker::Goose(word) if word.eq_ignore_ascii_case("up") || word.eq_ignore_ascii_case("down"))
-                };
+                let is_end = |(_, marker): &&(Line, Marker<'_>)| matches!(marker, Marker::Goose(word) if word.eq_ignore_ascii_case("up") || word.eq_ignore_ascii_case("down"));
                 let end = found[index + 1..].iter().find(is_end).map_or(text.len(), |(next, _)| next.start);
                 sections[place] =
                     Some(Section { text: &text[line.end..end], lines_before: line.number, ..Section::default() });
@@ -233,8 +236,7 @@ fn cut(section: &Section<'_>) -> Result<Vec<Cut>, String> {
 fn push(section: &Section<'_>, range: std::ops::Range<usize>, whole: bool, to: &mut Vec<Cut>) -> Result<(), String> {
     let text = &section.text[range.clone()];
     let before = section.lines_before + section.text[..range.start].matches('\n').count();
-    let pieces = split::statements(text)
-        .map_err(|_| "a string, comment or quoted name does not end".to_owned())?;
+    let pieces = split::statements(text).map_err(|_| "a string, comment or quoted name does not end".to_owned())?;
     let pieces = match (whole, pieces.first(), pieces.last()) {
         (true, Some(first), Some(last)) => vec![Piece { range: first.range.start..last.range.end, ..first.clone() }],
         _ => pieces,
@@ -333,7 +335,9 @@ fn grouped(cuts: Vec<Cut>) -> Result<Vec<Group>, String> {
             (Some(Border::Begin), Some(_)) => return wrong("BEGIN within a transaction"),
             (Some(Border::Commit), Some(group)) => groups.push(group),
             (Some(Border::Commit), None) => return wrong("COMMIT without BEGIN"),
-            (Some(Border::Other), _) => return wrong("ROLLBACK, PREPARE TRANSACTION and AND CHAIN have no place in a migration"),
+            (Some(Border::Other), _) => {
+                return wrong("ROLLBACK, PREPARE TRANSACTION and AND CHAIN have no place in a migration");
+            }
             (None, Some(mut group)) => {
                 group.statements.push(statement);
                 open = Some(group);

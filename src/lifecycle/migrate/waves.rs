@@ -37,7 +37,8 @@ pub struct Assigned {
     pub tenants: Vec<String>,
 }
 
-const FORM: &str = "write waves such as canary:1,5%,25%,rest: a number, a share, a selector such as tier=free, and rest at the end";
+const FORM: &str =
+    "write waves such as canary:1,5%,25%,rest: a number, a share, a selector such as tier=free, and rest at the end";
 
 impl FromStr for Waves {
     type Err = Failure;
@@ -94,7 +95,9 @@ impl Waves {
         let mut assigned = Vec::new();
         // Whoever is chosen by a later wave is not taken by the number of an earlier one.
         let chosen_later = |at: usize, tenant: &Tenant| {
-            self.0[at + 1..].iter().any(|wave| matches!(&wave.who, Who::Chosen(who) if who.matches(tenant, host(tenant))))
+            self.0[at + 1..]
+                .iter()
+                .any(|wave| matches!(&wave.who, Who::Chosen(who) if who.matches(tenant, host(tenant))))
         };
         for (at, wave) in self.0.iter().enumerate() {
             let most = match &wave.who {
@@ -171,7 +174,9 @@ mod tests {
         let mut text = "[instances.one]\nhost = '127.0.0.1'\n[tier.free]\n".to_owned();
         for number in 0..tenants {
             let tier = if number < 3 { "tier = 'free'\n" } else { "" };
-            text += &format!("[tenants.t{number:03}]\ninstance = 'one'\ndatabase = 'd{number}'\nauth_query.user = 'a'\n{tier}");
+            text += &format!(
+                "[tenants.t{number:03}]\ninstance = 'one'\ndatabase = 'd{number}'\nauth_query.user = 'a'\n{tier}"
+            );
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("proxy.toml");
