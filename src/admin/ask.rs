@@ -48,6 +48,11 @@ impl Endpoint {
         Endpoint { url: format!("http://{authority}"), authority, tls: None, token: None }
     }
 
+    /// The same with what opens its API.
+    pub fn with_token(self, token: Option<Secret>) -> Self {
+        Endpoint { token, ..self }
+    }
+
     /// `http://host:port` or `https://host:port`.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 mod audit;
 mod check;
 pub mod demo;
+mod migrate;
 mod route;
 mod serve;
 mod tenant;
@@ -51,6 +52,8 @@ enum Command {
     Top(top::TopArgs),
     /// Make, show, change, pause and erase tenants.
     Tenant(tenant::TenantArgs),
+    /// Apply, take back and compare migrations, in all tenants or some.
+    Migrate(migrate::MigrateArgs),
     /// The log of what was done to tenants.
     Audit(audit::AuditArgs),
     /// Show it all on throwaway PostgreSQL instances: three tenants, the proof, and psql lines to try.
@@ -117,7 +120,7 @@ impl ConfigArgs {
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
-    let result = match Cli::parse().command {
+    let result = match parsed().command {
         Command::Serve(args) => serve::run(args.source()),
         Command::Check(args) => check::run(&args.source()),
         Command::Route(args) => route::run(args),
@@ -128,6 +131,7 @@ pub fn run() -> ExitCode {
         },
         Command::Top(args) => top::run(&args),
         Command::Tenant(args) => return tenant::run(args),
+        Command::Migrate(args) => return migrate::run(args),
         Command::Audit(args) => audit::run(args),
         Command::Demo(args) => demo::run(&args),
     };
@@ -138,6 +142,18 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// As clap does it, but for what `migrate` says by its exit status 2.
+fn parsed() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        let of_migrate = std::env::args_os().nth(1).is_some_and(|command| command == "migrate");
+        if of_migrate && error.use_stderr() {
+            let _ = error.print();
+            std::process::exit(i32::from(migrate::NOT_BEGUN));
+        }
+        error.exit()
+    })
 }
 
 /// The error with its causes, those left out that it names in its own words.

@@ -35,6 +35,7 @@ pub use migrate::Migrate;
 pub use problem::{ConfigError, Problem};
 pub use quota::Quota;
 pub use resolve::load;
+pub use scalar::duration;
 pub use secret::Secret;
 pub use tenants::check_id;
 

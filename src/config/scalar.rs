@@ -108,6 +108,14 @@ impl Scalar for Period {
     }
 }
 
+/// Reads a duration as the configuration's files have it, such as `15s`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    Period::parse(text).map(|period| period.0)
+}
+
 /// A number of bytes: a plain number, or with `KiB`, `MiB`, `GiB`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Size(pub u64);

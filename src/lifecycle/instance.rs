@@ -8,7 +8,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::Failure;
 use crate::config::{Host, InstanceAdmin, Secret};
-use crate::net::{ControlConnections, ControlPool, Place, control, with_sources};
+use crate::net::{ControlConnections, ControlError, ControlPool, Place, control, with_sources};
 
 /// From the attempt to connect to a logged-in session.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,11 +84,13 @@ impl Instance {
     }
 
     async fn open(&self, login: &tokio_postgres::Config, role: &str) -> Result<Client, Failure> {
-        let failed =
-            |why: String| Failure::Connect { instance: self.name().to_owned(), why: format!("role {role:?}: {why}") };
+        let unreachable = |why: String| Failure::Connect { instance: self.name().to_owned(), why };
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, control(&self.place, login)).await;
-        let client = connected.map_err(|_| failed(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))?;
-        client.map_err(|error| failed(error.to_string()))
+        let client = connected.map_err(|_| unreachable(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))?;
+        client.map_err(|error| match error {
+            ControlError::Postgres(error) => self.failed(&format!("log in as {role:?}"), &error),
+            error => unreachable(error.to_string()),
+        })
     }
 
     fn unreachable(&self, why: String) -> Failure {

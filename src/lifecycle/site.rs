@@ -47,6 +47,12 @@ impl Site {
         Ok(self.audit.record(&act)?)
     }
 
+    /// The same for an act on many tenants.
+    pub fn record_of_many(&self, what: &str, result: &str, detail: &str) -> Result<(), Failure> {
+        let act = Act { who: &self.who, what, tenant: None, result, detail };
+        Ok(self.audit.record(&act)?)
+    }
+
     /// Writes down how an act has ended, and hands its result on; `detail` says what was done.
     pub fn recorded_with<T>(
         &self,

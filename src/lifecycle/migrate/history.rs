@@ -129,20 +129,30 @@ pub struct Change<'a> {
     /// Gone rather than there.
     pub removed: bool,
     pub who: &'a str,
-    pub seconds: Option<f64>,
+    pub took: Took,
+}
+
+/// How long it took.
+#[derive(Debug, Clone, Copy)]
+pub enum Took {
+    /// As long as the transaction that this is written in.
+    InTransaction,
+    Seconds(f64),
+    /// It was not run.
+    Unknown,
 }
 
 impl<'a> Change<'a> {
-    pub fn applied(migration: &Migration, who: &'a str, seconds: Option<f64>) -> Change<'a> {
-        Change { entry: of(migration, None), removed: false, who, seconds }
+    pub fn applied(migration: &Migration, who: &'a str, took: Took) -> Change<'a> {
+        Change { entry: of(migration, None), removed: false, who, took }
     }
 
     pub fn removed(migration: &Migration) -> Change<'static> {
-        Change { entry: of(migration, None), removed: true, who: "", seconds: None }
+        Change { entry: of(migration, None), removed: true, who: "", took: Took::Unknown }
     }
 
     pub fn unfinished(migration: &Migration, unfinished: Unfinished, who: &'a str) -> Change<'a> {
-        Change { entry: of(migration, Some(unfinished)), removed: false, who, seconds: None }
+        Change { entry: of(migration, Some(unfinished)), removed: false, who, took: Took::Unknown }
     }
 
     /// Makes the change in `history`, and gives the SQL that makes it in the database.
@@ -168,7 +178,13 @@ impl<'a> Change<'a> {
             Some(unfinished) => (literal(unfinished.way.text()), unfinished.done, unfinished.running),
         };
         let (name, checksum, who) = (literal(name), literal(checksum), literal(self.who));
-        let seconds = self.seconds.map_or("NULL".to_owned(), |seconds| format!("{seconds:.3}"));
+        let seconds = match self.took {
+            Took::Unknown => "NULL".to_owned(),
+            Took::Seconds(seconds) => format!("{seconds:.3}"),
+            Took::InTransaction => {
+                "EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - pg_catalog.transaction_timestamp())".to_owned()
+            }
+        };
         format!(
             "INSERT INTO pgtenant.migrations (version, name, checksum, applied_by, seconds, unfinished, done, running)
              VALUES ({version}, {name}, {checksum}, {who}, {seconds}, {way}, {done}, {running})

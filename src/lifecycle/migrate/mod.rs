@@ -1,10 +1,16 @@
 //! Migrations: the same folder of SQL files for every tenant's database, wave by wave (docs/MIGRATIONS.md).
 
+pub mod bake;
+pub mod fingerprint;
 pub mod folder;
 pub mod history;
 pub mod plan;
+pub mod repair;
+pub mod run;
+pub mod run_journal;
 pub mod script;
 mod seat;
+pub mod state;
 pub mod waves;
 pub mod work;
 

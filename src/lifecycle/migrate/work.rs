@@ -9,7 +9,7 @@ use super::super::instance::Instance;
 use super::super::quote::{identifier, literal};
 use super::super::{Failure, faults};
 use super::folder::{Folder, Migration};
-use super::history::{self, Change};
+use super::history::{self, Change, Took};
 use super::plan::{self, Drift, Goal, Plan, Unfinished, Way};
 use super::script::{Group, Kind, Script, Statement};
 use super::seat::Seat;
@@ -180,44 +180,47 @@ impl Run<'_> {
     async fn in_one_transaction(&mut self, migration: &Migration, script: &Script) -> Result<(), Failure> {
         let nothing = Group::default();
         let group = script.groups.first().unwrap_or(&nothing);
-        let begun = Instant::now();
-        self.patiently(migration, async |run| {
-            let mut history = run.seat.history.clone();
-            let seconds = begun.elapsed().as_secs_f64();
-            let change = match run.job.goal.way() {
-                Way::Up => Change::applied(migration, &run.job.who, Some(seconds)),
-                Way::Down => Change::removed(migration),
-            };
-            let record = change.sql(&mut history);
-            together(&run.seat.work, group, &record).await.map(|()| history)
-        })
-        .await
-        .map(|history| self.seat.history = history)?;
+        let mut history = self.seat.history.clone();
+        let change = match self.job.goal.way() {
+            Way::Up => Change::applied(migration, &self.job.who, Took::InTransaction),
+            Way::Down => Change::removed(migration),
+        };
+        let record = change.sql(&mut history);
+        self.patiently(migration, group, &record, false).await?;
+        self.seat.history = history;
         faults::point(ACT, "applied")
     }
 
-    /// Tries again as long as it is somebody's lock that is in the way.
-    async fn patiently<T>(
+    /// Tries again as long as it is somebody's lock that is in the way. False: it has to run alone, and `may_be_alone`.
+    async fn patiently(
         &mut self,
         migration: &Migration,
-        mut attempt: impl AsyncFnMut(&Self) -> Result<T, Trouble>,
-    ) -> Result<T, Failure> {
-        let Patience { retries, .. } = self.job.patience;
+        group: &Group,
+        record: &str,
+        may_be_alone: bool,
+    ) -> Result<bool, Failure> {
         let mut tried = 0;
         loop {
-            let trouble = match attempt(self).await {
-                Ok(done) => return Ok(done),
+            let trouble = match together(&self.seat.work, group, record).await {
+                Ok(()) => return Ok(true),
+                Err(trouble) if may_be_alone && trouble.is(&NOT_IN_A_TRANSACTION) => return Ok(false),
                 Err(trouble) => trouble,
             };
-            if !trouble.is(&LOCKED) || tried == retries {
-                return Err(self.failed(migration, &trouble, tried));
-            }
-            tried += 1;
-            self.done.retries += 1;
-            let pause = self.job.patience.pause(tried, getrandom::u32().unwrap_or_default());
-            (self.tell)(Note::Waits { version: migration.version, attempt: tried, pause });
-            tokio::time::sleep(pause).await;
+            self.wait_or_fail(migration, &trouble, &mut tried).await?;
         }
+    }
+
+    /// Waits where it was somebody's lock, and there are attempts left.
+    async fn wait_or_fail(&mut self, migration: &Migration, trouble: &Trouble, tried: &mut u32) -> Result<(), Failure> {
+        if !trouble.is(&LOCKED) || *tried == self.job.patience.retries {
+            return Err(self.failed(migration, trouble, *tried));
+        }
+        *tried += 1;
+        self.done.retries += 1;
+        let pause = self.job.patience.pause(*tried, getrandom::u32().unwrap_or_default());
+        (self.tell)(Note::Waits { version: migration.version, attempt: *tried, pause });
+        tokio::time::sleep(pause).await;
+        Ok(())
     }
 
     fn failed(&self, migration: &Migration, trouble: &Trouble, tried: u32) -> Failure {
@@ -239,7 +242,7 @@ impl Run<'_> {
             let is_last = place + 1 == script.groups.len();
             let seconds = begun.elapsed().as_secs_f64();
             let after = |who| match (is_last, way) {
-                (true, Way::Up) => Change::applied(migration, who, Some(seconds)),
+                (true, Way::Up) => Change::applied(migration, who, Took::Seconds(seconds)),
                 (true, Way::Down) => Change::removed(migration),
                 (false, _) => Change::unfinished(migration, Unfinished { way, done: place + 1, running: false }, who),
             };
@@ -247,12 +250,7 @@ impl Run<'_> {
             if !alone {
                 let mut history = self.seat.history.clone();
                 let record = after(&self.job.who).sql(&mut history);
-                let tried = self
-                    .patiently(migration, async |run| match together(&run.seat.work, group, &record).await {
-                        Err(trouble) if trouble.is(&NOT_IN_A_TRANSACTION) && group.begin.is_none() => Ok(false),
-                        result => result.map(|()| true),
-                    })
-                    .await?;
+                let tried = self.patiently(migration, group, &record, group.begin.is_none()).await?;
                 alone = !tried;
                 if tried {
                     self.seat.history = history;
@@ -269,7 +267,7 @@ impl Run<'_> {
         }
         if script.groups.is_empty() {
             let change = match way {
-                Way::Up => Change::applied(migration, &self.job.who, None),
+                Way::Up => Change::applied(migration, &self.job.who, Took::InTransaction),
                 Way::Down => Change::removed(migration),
             };
             let record = change.sql(&mut self.seat.history);
@@ -313,10 +311,9 @@ impl Run<'_> {
             }
             self.drop_invalid(name).await?;
         }
-        let record = Change::unfinished(migration, begun, &self.job.who).sql(&mut self.seat.history);
+        let record = Change::unfinished(migration, begun.clone(), &self.job.who).sql(&mut self.seat.history);
         self.note(&record).await?;
         faults::point(ACT, "begun")?;
-        let retries = self.job.patience.retries;
         let mut tried = 0;
         loop {
             let Err(error) = self.seat.work.batch_execute(&statement.sql).await else { return Ok(()) };
@@ -328,26 +325,19 @@ impl Run<'_> {
             if let Some(name) = name {
                 self.drop_invalid(name).await?;
             }
-            let may_repeat = statement.kind != Kind::ConcurrentIndex(None);
-            if !trouble.is(&LOCKED) || tried == retries || !may_repeat {
-                // It has failed, and is known not to have run.
-                let stopped = Unfinished { running: false, ..self.unfinished(migration) };
+            // Without a name, each attempt would leave another index behind.
+            let result = match statement.kind {
+                Kind::ConcurrentIndex(None) => Err(self.failed(migration, &trouble, tried)),
+                _ => self.wait_or_fail(migration, &trouble, &mut tried).await,
+            };
+            if let Err(failure) = result {
+                // It is known not to have run.
+                let stopped = Unfinished { running: false, ..begun };
                 let record = Change::unfinished(migration, stopped, &self.job.who).sql(&mut self.seat.history);
                 let _ = self.note(&record).await;
-                return Err(self.failed(migration, &trouble, tried));
+                return Err(failure);
             }
-            tried += 1;
-            self.done.retries += 1;
-            let pause = self.job.patience.pause(tried, getrandom::u32().unwrap_or_default());
-            (self.tell)(Note::Waits { version: migration.version, attempt: tried, pause });
-            tokio::time::sleep(pause).await;
         }
-    }
-
-    fn unfinished(&self, migration: &Migration) -> Unfinished {
-        let entry = self.seat.history.iter().find(|entry| entry.version == migration.version);
-        let unfinished = entry.and_then(|entry| entry.unfinished.clone());
-        unfinished.unwrap_or(Unfinished { way: self.job.goal.way(), done: 0, running: false })
     }
 
     /// Whether an index of this name is valid; none: there is none.
