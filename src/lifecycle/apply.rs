@@ -1,7 +1,7 @@
 //! Tenants as they are wanted, a file for each: what has to be done about it, and the doing.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -22,6 +22,9 @@ pub struct Wanted {
     pub template: Option<String>,
     pub extensions: Vec<String>,
     pub settings: BTreeMap<String, String>,
+    /// Folder of the migrations; none: that of [migrate].
+    #[serde(skip)]
+    pub migrations: Option<PathBuf>,
     /// Further keys of the record.
     pub record: toml::Table,
 }
@@ -77,6 +80,7 @@ pub fn order(
         template: wanted.template.clone().unwrap_or_else(|| TEMPLATE.to_owned()),
         extensions: wanted.extensions.clone(),
         settings: wanted.settings.clone(),
+        migrations: wanted.migrations.clone().or_else(|| site.config.migrate.dir.clone()),
         record: wanted.record.clone(),
         credentials: credentials.map(Path::to_owned),
         ..Order::new(tenant, &instance)

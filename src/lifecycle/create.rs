@@ -1,16 +1,22 @@
 //! Makes a tenant: a saga of steps that may each run again, with a journal to go on from and a way back.
 
 use std::fs::File;
+use std::path::Path;
 
 use tokio::sync::SemaphorePermit;
 
 use super::credentials::{self, Credentials};
 use super::instance::{Instance, Session};
 use super::journal::Journal;
+use super::migrate::folder::Folder;
+use super::migrate::plan::Goal;
+use super::migrate::work::{self, Hindrance, Job};
+use super::migrate::{Patience, Target};
 use super::order::Order;
 use super::site::Site;
 use super::smoke::{self, Smoke};
 use super::{Failure, faults, files, provision, record};
+use crate::config;
 
 const ACT: &str = "create";
 
@@ -23,19 +29,21 @@ pub enum Step {
     Grants,
     Extensions,
     Settings,
+    Migrations,
     Record,
     Smoke,
     Active,
 }
 
 impl Step {
-    pub const ALL: [Step; 9] = [
+    pub const ALL: [Step; 10] = [
         Step::Reserve,
         Step::Roles,
         Step::Database,
         Step::Grants,
         Step::Extensions,
         Step::Settings,
+        Step::Migrations,
         Step::Record,
         Step::Smoke,
         Step::Active,
@@ -49,6 +57,7 @@ impl Step {
             Step::Grants => "grants",
             Step::Extensions => "extensions",
             Step::Settings => "settings",
+            Step::Migrations => "migrations",
             Step::Record => "record",
             Step::Smoke => "smoke",
             Step::Active => "active",
@@ -233,6 +242,10 @@ impl Run<'_> {
             Step::Extensions if order.extensions.is_empty() => Ok(()),
             Step::Extensions => provision::extensions(instance, &inside().await?, order).await,
             Step::Settings => provision::settings(instance, &inside().await?, order).await,
+            Step::Migrations => match &order.migrations {
+                Some(dir) => migrations(self.site, instance, order, dir).await,
+                None => Ok(()),
+            },
             Step::Record => {
                 let written = record::of(order, &self.credentials);
                 record::write(&self.site.config.lifecycle.tenants_dir, &order.tenant, &written).map(drop)
@@ -260,6 +273,31 @@ impl Run<'_> {
             Err(failure) => format!("it could not all be taken back ({failure}): give the same command again"),
         };
         Failure::Step { step: step.text(), cause: Box::new(cause), after, undone: undone.is_ok() }
+    }
+}
+
+/// All that the folder has; what the template's history has already is not applied again.
+async fn migrations(site: &Site, instance: &Instance, order: &Order, dir: &Path) -> Result<(), Failure> {
+    let config::Migrate { lock_timeout, retries, shared_owners, .. } = site.config.migrate;
+    let job = Job {
+        folder: Folder::read(dir)?,
+        goal: Goal::Up { to: None, out_of_order: false },
+        patience: Patience { lock_timeout, retries },
+        shared_owners,
+        who: site.who.clone(),
+    };
+    let target = Target { tenant: &order.tenant, database: &order.database };
+    match work::migrate(&job, instance, &target, &|_| ()).await {
+        Ok(done) => done.left.map_or(Ok(()), |left| Err(Failure::Order(left))),
+        Err(Hindrance::Failed { why, .. }) => Err(why),
+        Err(Hindrance::Drift(drift)) => {
+            let drift: Vec<String> = drift.iter().map(ToString::to_string).collect();
+            Err(Failure::Order(format!(
+                "the template's history is not that of {}: {}",
+                dir.display(),
+                drift.join("; ")
+            )))
+        }
     }
 }
 

@@ -55,6 +55,9 @@ pub struct Order {
     pub extensions: Vec<String>,
     /// `ALTER DATABASE … SET`.
     pub settings: BTreeMap<String, String>,
+    /// Folder of the migrations that it begins with.
+    #[serde(default)]
+    pub migrations: Option<PathBuf>,
     /// Further keys of the record, such as `[pool]` and `[quota]`.
     pub record: toml::Table,
     /// Where the passwords go, mode 0600; none: they are shown.
@@ -74,6 +77,7 @@ impl Order {
             template: TEMPLATE.to_owned(),
             extensions: Vec::new(),
             settings: BTreeMap::new(),
+            migrations: None,
             record: toml::Table::new(),
             credentials: None,
         }

@@ -128,7 +128,13 @@ END $do$";
 /// For what there is, and what owner and application will make.
 const GRANTS: &str = "REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 DO $do$ DECLARE schema text; command text; BEGIN
-  FOR schema IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' LOOP
+  -- A history of migrations that came with the template is read by the application, and written by the owner alone.
+  IF to_regnamespace('pgtenant') IS NOT NULL THEN
+    EXECUTE format('GRANT USAGE ON SCHEMA pgtenant TO %1$I, %2$I', $app, $read_only);
+    EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA pgtenant TO %1$I, %2$I', $app, $read_only);
+  END IF;
+  FOR schema IN SELECT nspname FROM pg_namespace
+   WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'pgtenant') LOOP
     FOREACH command IN ARRAY ARRAY[
       'GRANT USAGE ON SCHEMA %1$I TO %2$I, %3$I',
       'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %1$I TO %2$I',

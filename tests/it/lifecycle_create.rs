@@ -90,10 +90,24 @@ async fn a_tenant_is_made_and_its_application_logs_in() {
 #[tokio::test]
 async fn a_run_that_is_killed_after_any_step_goes_on() {
     let ground = Ground::new().await;
-    for step in
-        ["reserve", "roles", "database", "grants", "extensions", "settings", "record", "smoke", "active", "handed-over"]
-    {
-        let order = ["tenant", "create", "acme", "--region", "eu", "--json"];
+    let migrations = ground.proxy.files.dir().join("migrations");
+    std::fs::create_dir(&migrations).unwrap();
+    std::fs::write(migrations.join("1_items.sql"), "CREATE TABLE items (x int)").unwrap();
+    for step in [
+        "reserve",
+        "roles",
+        "database",
+        "grants",
+        "extensions",
+        "settings",
+        "migrations",
+        "record",
+        "smoke",
+        "active",
+        "handed-over",
+    ] {
+        let migrations = migrations.to_str().unwrap();
+        let order = ["tenant", "create", "acme", "--region", "eu", "--json", "--migrations", migrations];
         let (status, why) = ground.struck(&format!("create:{step}"), &order).await;
         assert_eq!(status, None, "{step}: killed: {why}");
         let (status, why) = ground.refused(&["tenant", "create", "acme", "--tier", "gold"]).await;
@@ -101,7 +115,7 @@ async fn a_run_that_is_killed_after_any_step_goes_on() {
         let printed = ground.done(&order).await;
         assert!(printed.contains("\"resumed\":true"), "{step}: {printed}");
         let mut app = ground.log_in("acme", "acme_app", &password(&printed, "acme_app")).await;
-        app.query("CREATE TABLE t (x int)").await.unwrap();
+        app.query("CREATE TABLE t (x int); INSERT INTO items VALUES (1)").await.unwrap();
         assert_eq!(ground.files_left(), ["acme.toml"], "{step}");
         drop(app);
         // Away with it by hand.
@@ -118,7 +132,7 @@ async fn a_step_that_fails_takes_back_what_was_done() {
     let ground = Ground::new().await;
     let file = ground.proxy.files.dir().join("acme.credentials");
     let order = ["tenant", "create", "acme", "--region", "eu", "--credentials", file.to_str().unwrap()];
-    for step in ["reserve", "roles", "database", "grants", "extensions", "settings", "record", "smoke"] {
+    for step in ["reserve", "roles", "database", "grants", "extensions", "settings", "migrations", "record", "smoke"] {
         let (status, why) = ground.struck(&format!("create:{step}:fail"), &order).await;
         assert!(status == Some(1) && why.contains("what was done before is taken back"), "{step}: {status:?} {why}");
         assert_eq!((ground.left().await, ground.files_left(), file.exists()), (vec![], vec![], false), "{step}");

@@ -37,6 +37,9 @@ pub(super) struct ApplyArgs {
     /// Write new tenants' passwords to `<id>.credentials` there, mode 0600, instead of showing them.
     #[arg(long, value_name = "DIR")]
     credentials_dir: Option<PathBuf>,
+    /// The folder of the migrations that new tenants begin with; default: [migrate] dir.
+    #[arg(long, value_name = "DIR")]
+    migrations: Option<PathBuf>,
     /// Print the plan, and do nothing.
     #[arg(long)]
     dry_run: bool,
@@ -49,7 +52,9 @@ pub(super) struct ApplyArgs {
 
 pub(super) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
-    let wanted = apply::read(&args.path)?;
+    let mut wanted = apply::read(&args.path)?;
+    let migrations = args.migrations.map(std::path::absolute).transpose()?;
+    wanted.values_mut().for_each(|wanted| wanted.migrations.clone_from(&migrations));
     let credentials_dir = args.credentials_dir.map(std::path::absolute).transpose()?;
     let source = args.site.config.clone().source();
     let site = Arc::new(args.site.site()?);

@@ -10,6 +10,7 @@ use super::SiteArgs;
 use crate::lifecycle::apply::{self, Wanted};
 use crate::lifecycle::create::{Created, Step, create};
 use crate::lifecycle::edit::Edit;
+use crate::lifecycle::migrate::folder::Folder;
 use crate::lifecycle::smoke::Smoke;
 use crate::lifecycle::{Failure, Order, credentials};
 
@@ -48,6 +49,9 @@ pub(super) struct CreateArgs {
     /// A setting of the database, as in statement_timeout=30s; may be repeated.
     #[arg(long = "setting", value_name = "NAME=VALUE", value_parser = super::super::key_value)]
     settings: Vec<(String, String)>,
+    /// The folder of the migrations that it begins with; default: [migrate] dir.
+    #[arg(long, value_name = "DIR")]
+    migrations: Option<PathBuf>,
     /// A further key of the record, as in pool.max_backends=5; may be repeated.
     #[arg(long = "set-key", value_name = "KEY=VALUE", value_parser = Edit::parse)]
     record: Vec<Edit>,
@@ -74,6 +78,7 @@ pub(super) async fn run(args: CreateArgs) -> anyhow::Result<ExitCode> {
         template: args.template,
         extensions: args.extensions,
         settings: args.settings.into_iter().collect(),
+        migrations: args.migrations.map(std::path::absolute).transpose()?,
         record: record.parse()?,
     };
     let credentials = args.credentials.map(std::path::absolute).transpose()?;
@@ -81,26 +86,27 @@ pub(super) async fn run(args: CreateArgs) -> anyhow::Result<ExitCode> {
     let placing = (!args.dry_run).then(|| site.placing()).transpose()?;
     let order = apply::order(&site, &args.tenant, &wanted, credentials.as_deref(), &mut site.taken())?;
     if args.dry_run {
-        return dry_run(&order, args.json);
+        let migrations = order.migrations.as_deref().map(Folder::read).transpose()?;
+        return dry_run(&order, migrations.as_ref(), args.json);
     }
     let created = create(&site, &order, placing).await?;
     hand_over(created, args.json)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn dry_run(order: &Order, json: bool) -> anyhow::Result<ExitCode> {
+fn dry_run(order: &Order, migrations: Option<&Folder>, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         println!("{}", serde_json::to_string_pretty(&json!({ "dry_run": true, "order": order }))?);
         return Ok(ExitCode::SUCCESS);
     }
     println!("would make tenant {} on instance {}:", order.tenant, order.instance);
     for step in Step::ALL {
-        println!("  {:10} {}", step.text(), what(step, order));
+        println!("  {:10} {}", step.text(), what(step, order, migrations));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn what(step: Step, order: &Order) -> String {
+fn what(step: Step, order: &Order, migrations: Option<&Folder>) -> String {
     let Order { tenant, database, roles, template, .. } = order;
     match step {
         Step::Reserve => "the names, on the instance and in the configuration".to_owned(),
@@ -115,6 +121,8 @@ fn what(step: Step, order: &Order) -> String {
         Step::Settings => {
             order.settings.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
         }
+        Step::Migrations => migrations
+            .map_or("none".to_owned(), |folder| format!("{} of {}", folder.migrations.len(), folder.path.display())),
         Step::Record => format!("{tenant}.toml in the folder of the tenants"),
         Step::Smoke => "a login through the proxy, where one runs".to_owned(),
         Step::Active => match &order.credentials {

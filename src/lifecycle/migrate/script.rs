@@ -31,10 +31,19 @@ pub struct Statement {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     Ordinary,
+    /// DO and CALL, which may commit on their way.
+    MayCommit,
     /// PostgreSQL refuses it inside of a transaction block; it may run again when it was cut off.
     Alone,
     /// CREATE INDEX CONCURRENTLY, which leaves an invalid index of this name behind when it is cut off.
     ConcurrentIndex(Option<String>),
+}
+
+impl Kind {
+    /// PostgreSQL refuses it inside of a transaction block.
+    pub fn runs_alone(&self) -> bool {
+        matches!(self, Kind::Alone | Kind::ConcurrentIndex(_))
+    }
 }
 
 /// The two directions of one file.
@@ -269,6 +278,7 @@ fn kind(head: &[String]) -> Kind {
             Kind::ConcurrentIndex(rest.first().filter(|name| **name != "on").map(|name| (*name).to_owned()))
         }
         ["vacuum" | "reindex" | "cluster", ..] | ["drop", "index", "concurrently", ..] => Kind::Alone,
+        ["do" | "call", ..] => Kind::MayCommit,
         _ => Kind::Ordinary,
     }
 }
@@ -310,7 +320,7 @@ fn in_one_transaction(mut cuts: Vec<Cut>) -> Result<Script, String> {
     let statements: Vec<Statement> = cuts.into_iter().map(|(statement, _)| statement).collect();
     // golang-migrate has no marker: there, a statement that is alone in its file runs alone.
     if let [only] = statements.as_slice()
-        && only.kind != Kind::Ordinary
+        && only.kind.runs_alone()
     {
         return Ok(Script { transaction: false, groups: vec![Group { begin: None, statements }] });
     }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::super::instance::Instance;
 use super::super::quote::{identifier, literal};
@@ -238,7 +238,8 @@ impl Run<'_> {
         let begun = Instant::now();
         let start = before.as_ref().map_or(0, |unfinished| unfinished.done);
         for (place, group) in script.groups.iter().enumerate().skip(start) {
-            let cut_off = place == start && before.as_ref().is_some_and(|unfinished| unfinished.running);
+            let tried_before = before.as_ref().filter(|_| place == start);
+            let cut_off = tried_before.is_some_and(|unfinished| unfinished.running);
             let is_last = place + 1 == script.groups.len();
             let seconds = begun.elapsed().as_secs_f64();
             let after = |who| match (is_last, way) {
@@ -246,7 +247,8 @@ impl Run<'_> {
                 (true, Way::Down) => Change::removed(migration),
                 (false, _) => Change::unfinished(migration, Unfinished { way, done: place + 1, running: false }, who),
             };
-            let mut alone = cut_off || group.statements.iter().any(|it| it.kind != Kind::Ordinary);
+            let mut alone =
+                cut_off || (group.begin.is_none() && group.statements.iter().any(|it| it.kind.runs_alone()));
             if !alone {
                 let mut history = self.seat.history.clone();
                 let record = after(&self.job.who).sql(&mut history);
@@ -258,7 +260,8 @@ impl Run<'_> {
             }
             if alone {
                 let statement = group.statements.first().expect("a group has statements");
-                self.alone(migration, statement, Unfinished { way, done: place, running: true }, cut_off).await?;
+                let begun = Unfinished { way, done: place, running: true };
+                self.alone(migration, statement, begun, tried_before.map(|_| cut_off)).await?;
                 faults::point(ACT, "alone")?;
                 let record = after(&self.job.who).sql(&mut self.seat.history);
                 self.note(&record).await?;
@@ -282,83 +285,118 @@ impl Run<'_> {
     }
 
     /// A statement outside of any transaction: before it a note that it is begun, since afterwards nobody can tell.
+    /// `before`: an earlier run has tried it, and was cut off in it or not.
     async fn alone(
         &mut self,
         migration: &Migration,
         statement: &Statement,
         begun: Unfinished,
-        cut_off: bool,
+        before: Option<bool>,
     ) -> Result<(), Failure> {
-        let nobody_knows = |what: &str| {
-            Err(Failure::Order(format!(
-                "{migration}, line {}: {what}; look at the database, then say pgtenant migrate repair --retry {version} to \
-                 run it again, or --mark-applied {version} when all of it is done",
-                statement.line,
-                version = migration.version
-            )))
-        };
+        let cut_off = before == Some(true);
         let name = match &statement.kind {
             Kind::ConcurrentIndex(Some(name)) => Some(name.as_str()),
             Kind::ConcurrentIndex(None) if cut_off => {
-                return nobody_knows("it was cut off, and its index has no name to look for");
+                return nobody_knows(migration, statement, "it was cut off, and its index has no name to look for");
             }
-            Kind::Ordinary if cut_off => return nobody_knows("it was cut off, and it may have run or not"),
+            Kind::Ordinary | Kind::MayCommit if cut_off => {
+                return nobody_knows(migration, statement, "it was cut off, and it may have run or not");
+            }
             _ => None,
         };
-        if cut_off && let Some(name) = name {
-            if self.index(name).await? == Some(true) {
-                return Ok(());
-            }
-            self.drop_invalid(name).await?;
+        if let (true, Some(name)) = (cut_off, name)
+            && self.index(name).await? == Some(true)
+        {
+            return Ok(());
         }
         let record = Change::unfinished(migration, begun.clone(), &self.job.who).sql(&mut self.seat.history);
         self.note(&record).await?;
         faults::point(ACT, "begun")?;
         let mut tried = 0;
         loop {
-            let Err(error) = self.seat.work.batch_execute(&statement.sql).await else { return Ok(()) };
-            let trouble = Trouble { error, line: Some(statement.line) };
+            let ours = name.filter(|_| before.is_some() || tried > 0);
+            let Err(trouble) = self.attempt(statement, ours).await else { return Ok(()) };
             if cut_off && trouble.is(&[UNDEFINED_OBJECT]) && statement.kind == Kind::Alone {
                 // It drops an index, and had done so.
                 return Ok(());
             }
-            if let Some(name) = name {
-                self.drop_invalid(name).await?;
-            }
-            // Without a name, each attempt would leave another index behind.
+            // Without a name each attempt would leave another index behind; what has committed must not run again.
             let result = match statement.kind {
-                Kind::ConcurrentIndex(None) => Err(self.failed(migration, &trouble, tried)),
+                Kind::ConcurrentIndex(None) | Kind::MayCommit => Err(self.failed(migration, &trouble, tried)),
                 _ => self.wait_or_fail(migration, &trouble, &mut tried).await,
             };
             if let Err(failure) = result {
-                // It is known not to have run.
-                let stopped = Unfinished { running: false, ..begun };
-                let record = Change::unfinished(migration, stopped, &self.job.who).sql(&mut self.seat.history);
-                let _ = self.note(&record).await;
+                if let Some(name) = name {
+                    let _ = self.drop_invalid(name).await;
+                }
+                if statement.kind != Kind::MayCommit {
+                    self.not_run(migration, &begun).await;
+                }
                 return Err(failure);
             }
         }
     }
 
-    /// Whether an index of this name is valid; none: there is none.
-    async fn index(&self, name: &str) -> Result<Option<bool>, Failure> {
-        let sql = format!(
-            "SELECT indisvalid FROM pg_catalog.pg_index JOIN pg_catalog.pg_class c ON c.oid = indexrelid
-              WHERE relname = {} AND pg_catalog.pg_table_is_visible(c.oid)",
-            literal(name)
-        );
-        let valid = self.instance.value(&self.seat.work, "look for the index", &sql).await?;
-        Ok(valid.map(|valid| valid == "t"))
+    /// `ours`: an index that an earlier attempt may have left half built, and that is in the way.
+    async fn attempt(&self, statement: &Statement, ours: Option<&str>) -> Result<(), Trouble> {
+        if let Some(name) = ours {
+            self.drop_invalid(name).await?;
+        }
+        let run = self.seat.work.batch_execute(&statement.sql).await;
+        run.map_err(|error| Trouble { error, line: Some(statement.line) })
     }
 
-    async fn drop_invalid(&self, name: &str) -> Result<(), Failure> {
-        if self.index(name).await? != Some(false) {
+    /// A statement has failed, and is known not to have run. Where the connection is lost, nothing is known, and the note
+    /// cannot be written either.
+    async fn not_run(&mut self, migration: &Migration, begun: &Unfinished) {
+        let change = match begun.done {
+            // As if it had never been begun: its file may be corrected.
+            0 if begun.way == Way::Up => Change::removed(migration),
+            0 => Change::applied(migration, &self.job.who, Took::Unknown),
+            _ => Change::unfinished(migration, Unfinished { running: false, ..begun.clone() }, &self.job.who),
+        };
+        let record = change.sql(&mut self.seat.history);
+        let _ = self.note(&record).await;
+    }
+
+    /// Whether an index of this name is valid; none: there is none.
+    async fn index(&self, name: &str) -> Result<Option<bool>, Failure> {
+        let found = self.seat.work.simple_query(&index_sql(name)).await;
+        found.map(|rows| is_valid(&rows)).map_err(|error| self.instance.failed("look for the index", &error))
+    }
+
+    async fn drop_invalid(&self, name: &str) -> Result<(), Trouble> {
+        let found = self.seat.work.simple_query(&index_sql(name)).await.map_err(at_no_line)?;
+        if is_valid(&found) != Some(false) {
             return Ok(());
         }
         let sql = format!("DROP INDEX CONCURRENTLY IF EXISTS {}", identifier(name));
-        let dropped = self.seat.work.batch_execute(&sql).await;
-        dropped.map_err(|error| self.instance.failed(&format!("drop the invalid index {name}"), &error))
+        self.seat.work.batch_execute(&sql).await.map_err(at_no_line)
     }
+}
+
+fn index_sql(name: &str) -> String {
+    format!(
+        "SELECT indisvalid FROM pg_catalog.pg_index JOIN pg_catalog.pg_class c ON c.oid = indexrelid
+          WHERE relname = {} AND pg_catalog.pg_table_is_visible(c.oid)",
+        literal(name)
+    )
+}
+
+fn is_valid(rows: &[SimpleQueryMessage]) -> Option<bool> {
+    rows.iter().find_map(|row| match row {
+        SimpleQueryMessage::Row(row) => Some(row.get(0) == Some("t")),
+        _ => None,
+    })
+}
+
+fn nobody_knows(migration: &Migration, statement: &Statement, what: &str) -> Result<(), Failure> {
+    Err(Failure::Order(format!(
+        "{migration}, line {}: {what}; look at the database, then say pgtenant migrate repair --retry {version} to run it \
+         again, or --mark-applied {version} when all of it is done",
+        statement.line,
+        version = migration.version
+    )))
 }
 
 /// All in one transaction, or nothing.

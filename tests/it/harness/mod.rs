@@ -2,6 +2,7 @@
 
 pub mod certs;
 pub mod faulty_link;
+pub mod fleet;
 pub mod frontend;
 pub mod ground;
 pub mod postgres;
