@@ -2,11 +2,12 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test postgres18 drivers suites bench-load bench-neighbours bench instructions fmt clean
+.PHONY: help demo test postgres18 drivers migrations suites bench-load bench-neighbours bench instructions fmt clean
 
 help:
 	@echo 'make demo         three tenants on three throwaway PostgreSQL instances; ARGS=--once ends after the proof'
 	@echo 'make test         formatting, lints, unit, integration and driver tests, documentation'
+	@echo 'make migrations   two hundred tenants on two instances, migrated through locks, drift and a killed instance'
 	@echo 'make suites       test suites of PostgreSQL and others through pgtenant; ARGS="regress --mode session" is some'
 	@echo 'make bench        microbenchmarks (criterion)'
 	@echo 'make instructions whether the relay takes more instructions for a recorded conversation than before'
@@ -38,6 +39,11 @@ drivers:
 	@scripts/setup.sh test
 	@tests/drivers/setup.sh
 	@tests/postgres18.sh
+
+migrations:
+	@scripts/setup.sh test
+	@tests/postgres18.sh
+	cargo test --test it -- --ignored --nocapture migrate_fleet::
 
 suites:
 	@scripts/setup.sh suites

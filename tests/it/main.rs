@@ -32,6 +32,7 @@ mod metrics;
 mod migrate_client;
 mod migrate_down;
 mod migrate_faults;
+mod migrate_fleet;
 mod migrate_locks;
 mod migrate_rights;
 mod migrate_up;

@@ -116,7 +116,7 @@ mod tests {
         add("initech", "two", Some("rest"), State::Failed { why: "it broke".to_owned(), versions: vec![] });
         add("umbrella", "one", None, State::Drift { why: vec!["1_a was edited".to_owned()] });
         let expected = "\
-                 migrated        drift       failed
+\x20                migrated        drift       failed
 wave canary             1            .            .
 wave rest               1            .            1
 in no wave              .            1            .

@@ -58,7 +58,16 @@ impl Fleet {
 
     /// Makes so many more tenants, in one go.
     pub async fn add(&mut self, number: usize) {
-        let wanted = self.proxy.files.dir().join("wanted");
+        self.wanted(number);
+        let (wanted, credentials) = (self.path("wanted"), self.path("credentials"));
+        let (wanted, credentials) = (wanted.to_str().unwrap(), credentials.to_str().unwrap());
+        self.done(&["tenant", "apply", "-f", wanted, "--credentials-dir", credentials]).await;
+        self.proxy.reload().unwrap();
+    }
+
+    /// Writes what `apply` needs for so many more tenants.
+    pub fn wanted(&mut self, number: usize) {
+        let wanted = self.path("wanted");
         for _ in 0..number {
             let place = self.tenants.len();
             let tenant = format!("t{place:02}");
@@ -66,16 +75,6 @@ impl Fleet {
             std::fs::write(wanted.join(format!("{tenant}.toml")), format!("instance = \"{instance}\"\n")).unwrap();
             self.tenants.push(tenant);
         }
-        self.done(&[
-            "tenant",
-            "apply",
-            "-f",
-            wanted.to_str().unwrap(),
-            "--credentials-dir",
-            self.path("credentials").to_str().unwrap(),
-        ])
-        .await;
-        self.proxy.reload().unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -204,6 +203,15 @@ impl Ongoing {
                 return value;
             }
         }
+    }
+
+    /// All that was told, to the end.
+    pub async fn end_telling(mut self) -> Vec<Value> {
+        while let Some(line) = self.lines.next_line().await.unwrap() {
+            self.told.push(serde_json::from_str(&line).unwrap());
+        }
+        self.child.wait().await.unwrap();
+        self.told
     }
 
     /// The exit status, and the last object.
