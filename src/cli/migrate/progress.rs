@@ -1,5 +1,6 @@
 //! What a run tells while it goes on: a bar for each wave on a terminal, lines elsewhere, JSON where it is asked for.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,12 +18,14 @@ pub(super) struct Progress {
     json: bool,
     terminal: bool,
     bar: Mutex<ProgressBar>,
+    /// Reasons that were told: a dead instance has the same one for all its tenants.
+    told: Mutex<BTreeSet<String>>,
 }
 
 impl Progress {
     pub fn new(json: bool) -> Progress {
         let terminal = !json && std::io::stderr().is_terminal();
-        Progress { json, terminal, bar: Mutex::new(ProgressBar::hidden()) }
+        Progress { json, terminal, bar: Mutex::new(ProgressBar::hidden()), told: Mutex::default() }
     }
 
     pub fn listener(self: &Arc<Self>) -> Listener {
@@ -52,6 +55,12 @@ impl Progress {
         match self.terminal {
             true => self.bar().suspend(|| eprintln!("{text}")),
             false => eprintln!("{text}"),
+        }
+    }
+
+    fn trouble(&self, tenant: &str, what: &str, why: &str) {
+        if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(why.to_owned()) {
+            self.line(&format!("{tenant}: {what}: {why}"));
         }
     }
 
@@ -99,11 +108,10 @@ impl Progress {
                     bar.inc(1);
                     bar.set_message("");
                 }
-                if let State::Failed { why, .. } = &row.state {
-                    self.line(&format!("{tenant}: failed: {why}"));
-                }
-                if let State::Drift { why } = &row.state {
-                    self.line(&format!("{tenant}: drift: {}", why.join("; ")));
+                match &row.state {
+                    State::Failed { why, .. } => self.trouble(tenant, "failed", why),
+                    State::Drift { why } => self.trouble(tenant, "drift", &why.join("; ")),
+                    _ => {}
                 }
             }
             Event::Bakes { wave, time } => {

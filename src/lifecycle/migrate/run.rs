@@ -85,7 +85,7 @@ impl Shared {
     fn noticed(&self, instance: &str, failure: &Failure) {
         if let Failure::Connect { .. } = failure {
             let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
-            down.insert(instance.to_owned(), failure.to_string());
+            down.entry(instance.to_owned()).or_insert_with(|| failure.to_string());
         }
     }
 }
@@ -115,6 +115,9 @@ impl Run {
         let shared = self.shared();
         let mut report = Report::default();
         self.look_at(&shared, tenants, &mut report).await;
+        for (tenant, row) in report.tenants.iter().filter(|(_, row)| is_trouble(&row.state)) {
+            (self.listener)(&Event::Became { tenant, row });
+        }
         let pending = Self::pending(&report, tenants);
         let waves = match earlier {
             None => self.pace.waves.assign(&pending, &self.site.config),
@@ -173,9 +176,6 @@ impl Run {
         }
         while let Some(looked) = looks.join_next().await {
             let (tenant, row) = looked.expect("a look neither panics nor is cancelled");
-            if !matches!(row.state, State::UpToDate | State::Pending { .. }) {
-                (self.listener)(&Event::Became { tenant: &tenant, row: &row });
-            }
             report.tenants.insert(tenant, row);
         }
     }
@@ -322,26 +322,28 @@ fn again(waves: &[Assigned], pending: &[Arc<Tenant>]) -> Vec<Assigned> {
     assigned
 }
 
+fn is_trouble(state: &State) -> bool {
+    !matches!(state, State::UpToDate | State::Pending { .. })
+}
+
 async fn look(shared: &Shared, tenant: &Tenant) -> Row {
     let name = &tenant.instance.name;
     let looked = async {
         let instance = shared.site.instance(name)?;
         let _turn = shared.by_instance[name].acquire().await.expect("never closed");
         let _place = shared.all.acquire().await.expect("never closed");
-        match shared.down(name) {
-            Some(why) => Err(Failure::Connect { instance: name.clone(), why }),
-            None => work::survey(&shared.job, &instance, &target(tenant)).await,
+        if let Some(why) = shared.down(name) {
+            return Ok(Err(why));
         }
+        work::survey(&shared.job, &instance, &target(tenant)).await.map(Ok)
     };
-    let looked = looked.await.inspect_err(|failure| shared.noticed(name, failure));
-    let (version, state) = match looked {
-        Err(Failure::Connect { why, .. }) if shared.down(name).as_ref() == Some(&why) => {
-            (None, State::Failed { why, versions: Vec::new() })
-        }
+    let looked: Result<Result<Survey, String>, Failure> = looked.await;
+    let (version, state) = match looked.inspect_err(|failure| shared.noticed(name, failure)) {
         Err(failure) => (None, State::failed(&failure)),
-        Ok(Survey { plan: Err(drift), version }) => (version, State::drift(&drift)),
-        Ok(Survey { plan: Ok(plan), version }) if plan.is_empty() => (version, State::UpToDate),
-        Ok(Survey { plan: Ok(versions), version }) => (version, State::Pending { versions }),
+        Ok(Err(why)) => (None, State::Failed { why, versions: Vec::new() }),
+        Ok(Ok(Survey { plan: Err(drift), version })) => (version, State::drift(&drift)),
+        Ok(Ok(Survey { plan: Ok(plan), version })) if plan.is_empty() => (version, State::UpToDate),
+        Ok(Ok(Survey { plan: Ok(versions), version })) => (version, State::Pending { versions }),
     };
     Row { instance: name.clone(), wave: None, version, state }
 }
