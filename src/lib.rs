@@ -45,6 +45,8 @@ pub mod listener;
 
 // What commands do to tenants.
 pub mod lifecycle;
+pub mod bundle;
+pub mod backup;
 
 // The process.
 pub mod reload;

@@ -4,6 +4,8 @@ mod audit;
 mod check;
 pub mod demo;
 mod migrate;
+mod export;
+mod import;
 mod route;
 mod serve;
 mod tenant;
@@ -54,6 +56,10 @@ enum Command {
     Tenant(tenant::TenantArgs),
     /// Apply, take back and compare migrations, in all tenants or some.
     Migrate(migrate::MigrateArgs),
+    /// Write a tenant's database into a bundle: a folder that can be checked, kept and imported.
+    Export(export::ExportArgs),
+    /// Make a tenant of a bundle, and prove that nothing was lost on the way.
+    Import(import::ImportArgs),
     /// The log of what was done to tenants.
     Audit(audit::AuditArgs),
     /// Show it all on throwaway PostgreSQL instances: three tenants, the proof, and psql lines to try.
@@ -132,6 +138,8 @@ pub fn run() -> ExitCode {
         Command::Top(args) => top::run(&args),
         Command::Tenant(args) => return tenant::run(args),
         Command::Migrate(args) => return migrate::run(args),
+        Command::Export(args) => return export::run(args),
+        Command::Import(args) => return import::run(args),
         Command::Audit(args) => audit::run(args),
         Command::Demo(args) => demo::run(&args),
     };

@@ -48,6 +48,7 @@ pub(super) struct File {
     pub admin: Admin,
     pub lifecycle: Lifecycle,
     pub migrate: Migrate,
+    pub backup: Backup,
     pub tier: BTreeMap<String, Tier>,
     pub tenants_dir: PathBuf,
     pub instances: BTreeMap<String, Instance>,
@@ -72,6 +73,7 @@ impl Default for File {
             admin: Admin::default(),
             lifecycle: Lifecycle::default(),
             migrate: Migrate::default(),
+            backup: Backup::default(),
             tier: BTreeMap::new(),
             tenants_dir: TENANTS_DIR.into(),
             instances: BTreeMap::new(),
@@ -413,6 +415,7 @@ pub(super) struct Lifecycle {
     pub journal_dir: PathBuf,
     pub per_instance: u32,
     pub grace: Period,
+    pub postgres_tools: Vec<PathBuf>,
 }
 
 impl Default for Lifecycle {
@@ -422,6 +425,7 @@ impl Default for Lifecycle {
             journal_dir: "lifecycle.d".into(),
             per_instance: 4,
             grace: seconds(24 * 60 * 60),
+            postgres_tools: Vec::new(),
         }
     }
 }
@@ -457,6 +461,50 @@ impl Default for Migrate {
             proxies: Vec::new(),
         }
     }
+}
+
+/// `[backup]`.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Backup {
+    pub dir: PathBuf,
+    pub region: Option<String>,
+    pub every: Option<Period>,
+    pub keep: u32,
+    pub keep_for: Option<Period>,
+    pub jobs: u32,
+    pub age_recipients: Vec<String>,
+    pub age_identity: Option<PathBuf>,
+    pub scratch_dir: Option<PathBuf>,
+    pub verify_instance: Option<String>,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Backup {
+            dir: "backups".into(),
+            region: None,
+            every: None,
+            keep: 7,
+            keep_for: None,
+            jobs: 2,
+            age_recipients: Vec::new(),
+            age_identity: None,
+            scratch_dir: None,
+            verify_instance: None,
+        }
+    }
+}
+
+/// A record's `[backup]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct TenantBackup {
+    pub every: Option<Limit<Period>>,
+    pub keep: Option<u32>,
+    pub keep_for: Option<Limit<Period>>,
+    pub age_recipients: Option<Vec<String>>,
+    pub age_identity: Option<PathBuf>,
 }
 
 /// `[instances.<name>.admin]`.
@@ -533,6 +581,7 @@ pub(super) struct Tenant {
     pub service: Option<Service>,
     pub pool: TenantPool,
     pub quota: Quota,
+    pub backup: TenantBackup,
 }
 
 impl Default for Tenant {
@@ -556,6 +605,7 @@ impl Default for Tenant {
             service: None,
             pool: TenantPool::default(),
             quota: Quota::default(),
+            backup: TenantBackup::default(),
         }
     }
 }

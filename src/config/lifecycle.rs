@@ -23,6 +23,8 @@ pub struct Lifecycle {
     pub per_instance: u32,
     /// How long an old password stays good after a rotation; default 24 h.
     pub grace: Duration,
+    /// Folders with pg_dump and pg_restore, looked into before the system's own; default none.
+    pub postgres_tools: Vec<PathBuf>,
     /// Names of `[tier.*]`.
     pub tiers: BTreeSet<String>,
     /// The instances as places for tenants, by name.
@@ -89,6 +91,7 @@ pub(super) fn resolve(
         journal_dir: scope.path(&written.journal_dir),
         per_instance: written.per_instance,
         grace: positive(&mut scope, "grace", written.grace),
+        postgres_tools: written.postgres_tools.iter().map(|folder| scope.path(folder)).collect(),
         tiers,
         hosts,
     }

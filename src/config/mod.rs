@@ -3,6 +3,7 @@
 //! This module knows nobody above it: it holds plain data. Secrets are held as [`Secret`] and never printed.
 
 mod admin;
+mod backup;
 mod document;
 mod file;
 mod http;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use backup::{Backup, TenantBackup};
 pub use lifecycle::{Host, InstanceAdmin, Lifecycle};
 pub use migrate::Migrate;
 pub use problem::{ConfigError, Problem};
@@ -61,6 +63,7 @@ pub struct Config {
     pub admin: Admin,
     pub lifecycle: Lifecycle,
     pub migrate: Migrate,
+    pub backup: Backup,
     pub instances: BTreeMap<String, Arc<Instance>>,
     pub tenants: BTreeMap<String, Arc<Tenant>>,
 }
@@ -494,6 +497,9 @@ pub struct Tenant {
     pub client_certificate_required: bool,
     pub pool: TenantPool,
     pub quota: Quota,
+    pub backup: TenantBackup,
+    /// Files that the record's `{ file = … }` point to.
+    pub secret_files: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

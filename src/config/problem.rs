@@ -66,6 +66,8 @@ impl From<Problem> for ConfigError {
 pub(super) struct Gathered<'a> {
     pub problems: Vec<Problem>,
     pub sources: BTreeSet<PathBuf>,
+    /// Files of secrets, those of one tenant at a time.
+    pub secret_files: Vec<PathBuf>,
     /// Environment variables, for secrets.
     pub environment: &'a HashMap<String, String>,
 }
@@ -128,6 +130,7 @@ impl<'e> Scope<'_, 'e> {
             Reference::File(written) => {
                 let path = self.path(written);
                 self.gathered.sources.insert(path.clone());
+                self.gathered.secret_files.push(path.clone());
                 Secret::from_file(&path)
             }
             Reference::Env(name) => match self.gathered.environment.get(name) {

@@ -12,7 +12,7 @@ use super::problem::{ConfigError, Gathered, Scope};
 use super::scalar::Period;
 use super::{
     Auth, Collector, Config, Drain, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode,
-    Tracing, admin, http, layers, lifecycle, migrate, pool, quota, read, tenants,
+    Tracing, admin, backup, http, layers, lifecycle, migrate, pool, quota, read, tenants,
 };
 
 /// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
@@ -33,7 +33,12 @@ pub(super) fn load_with(
     environment: &HashMap<String, String>,
 ) -> Result<Config, ConfigError> {
     let path = path.unwrap_or(Path::new("proxy.toml"));
-    let mut gathered = Gathered { problems: Vec::new(), sources: BTreeSet::from([path.to_owned()]), environment };
+    let mut gathered = Gathered {
+        problems: Vec::new(),
+        sources: BTreeSet::from([path.to_owned()]),
+        secret_files: Vec::new(),
+        environment,
+    };
     let document = layers::merge(Document::read(path)?, overrides, &mut gathered);
     let file: File = read::read(&document, &mut gathered);
     let config = resolve(file, &document, &mut gathered);
@@ -74,8 +79,19 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
         (name, tier)
     });
     let tiers: BTreeMap<String, tenants::Tier> = tiers.collect();
-    let shared =
-        tenants::Shared { instances: &instances, tiers: &tiers, pool: &file.pool, quota: &file.quota, tls: tls.mode };
+    let backup = backup::resolve(&file.backup, scope.enter("backup"));
+    if let Some(name) = backup.verify_instance.as_ref().filter(|name| !instances.contains_key(*name)) {
+        let message = super::unknown::name("instance", name, instances.keys().map(String::as_str));
+        scope.enter("backup").problem("verify_instance", message);
+    }
+    let shared = tenants::Shared {
+        backup: &backup.defaults,
+        instances: &instances,
+        tiers: &tiers,
+        pool: &file.pool,
+        quota: &file.quota,
+        tls: tls.mode,
+    };
     let (tenants, ids) = tenants::resolve(&file.tenants_dir, file.tenants, &shared, &mut scope);
     let tenants_dir = scope.path(&file.tenants_dir);
     let lifecycle =
@@ -102,6 +118,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
         admin,
         lifecycle,
         migrate,
+        backup,
         instances,
         tenants,
     }

@@ -9,8 +9,8 @@ use super::file;
 use super::problem::{Gathered, Problem, Scope};
 use super::secret::{Secret, Verifier};
 use super::{
-    AuthQuery, Databases, Instance, InstanceAddress, Previous, Role, Service, Tenant, TlsMode, pool, quota, read,
-    unknown,
+    AuthQuery, Databases, Instance, InstanceAddress, Previous, Role, Service, Tenant, TenantBackup, TlsMode, backup,
+    pool, quota, read, unknown,
 };
 
 /// What the records refer to.
@@ -20,6 +20,7 @@ pub(super) struct Shared<'a> {
     pub pool: &'a file::Pool,
     pub quota: &'a file::Quota,
     pub tls: TlsMode,
+    pub backup: &'a TenantBackup,
 }
 
 /// What tenants of a tier inherit.
@@ -120,6 +121,7 @@ pub fn check_id(id: &str) -> Result<(), &'static str> {
 
 /// None only without an instance; every other problem is reported and worked around.
 fn tenant(id: &str, written: file::Tenant, shared: &Shared<'_>, mut scope: Scope<'_, '_>) -> Option<Tenant> {
+    scope.gathered.secret_files.clear();
     if let Err(message) = check_id(id) {
         scope.problem("", format!("tenant {id:?}: an id {message}"));
     }
@@ -164,6 +166,7 @@ fn tenant(id: &str, written: file::Tenant, shared: &Shared<'_>, mut scope: Scope
         let message = format!("the tenant stays in {region:?}, but instance {:?} has region {place:?}", instance.name);
         scope.problem("region", message);
     }
+    let backup = backup::of_tenant(&written.backup, shared.backup, scope.enter("backup"));
     let credentials = written.credentials.map(|path| scope.path(&path));
     Some(Tenant {
         id: id.to_owned(),
@@ -185,6 +188,8 @@ fn tenant(id: &str, written: file::Tenant, shared: &Shared<'_>, mut scope: Scope
         client_certificate_required: written.client_certificate_required,
         pool,
         quota,
+        backup,
+        secret_files: std::mem::take(&mut scope.gathered.secret_files),
     })
 }
 

@@ -50,7 +50,8 @@ fn load_text(proxy: &str) -> Config {
         journal_dir: within(&config.lifecycle.journal_dir),
         ..config.lifecycle
     };
-    Config { sources: Vec::new(), written: BTreeMap::new(), lifecycle, ..config }
+    let backup = Backup { dir: within(&config.backup.dir), ..config.backup };
+    Config { sources: Vec::new(), written: BTreeMap::new(), lifecycle, backup, ..config }
 }
 
 fn complaint(folder: &TempDir, environment: &[(&str, &str)], overrides: &[(&str, &str)]) -> String {
@@ -219,7 +220,7 @@ fn shipped_examples_show_exactly_the_known_keys() {
         }
     }
     let tenant = keys::<file::Tenant>(&uncommented(&shipped("docs/tenant.example.toml")));
-    assert_eq!(tenant.keys().collect::<Vec<_>>(), ["", "auth_query", "pool", "quota", "roles.*", "service"]);
+    assert_eq!(tenant.keys().collect::<Vec<_>>(), ["", "auth_query", "backup", "pool", "quota", "roles.*", "service"]);
     for (table, (shown, known)) in tenant {
         assert_eq!(shown, known, "[{table}] of docs/tenant.example.toml");
     }

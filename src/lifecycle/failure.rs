@@ -31,6 +31,14 @@ pub enum Failure {
     Smoke { tenant: String, proxy: String, why: String },
     #[error("the system gives no random numbers for a password")]
     NoRandomness,
+    /// pg_dump or pg_restore.
+    #[error("{program}: {why}")]
+    Tool { program: String, why: String },
+    #[error("bundle {path}: {why}", path = path.display())]
+    Bundle { path: PathBuf, why: String },
+    /// What was restored is not what was dumped.
+    #[error("{database} on instance {instance} differs from the bundle: {}", differences.join("; "))]
+    Differs { database: String, instance: String, differences: Vec<String> },
     #[error(transparent)]
     Audit(#[from] AuditError),
     /// What had been done was taken back, or could not be.
@@ -51,7 +59,7 @@ impl Failure {
         }
     }
 
-    pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
         move |source| Failure::File { action, path: path.to_owned(), source }
     }
 }

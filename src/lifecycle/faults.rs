@@ -4,7 +4,7 @@ use super::Failure;
 
 /// Named in the environment's `PGTENANT_FAULT`: the program is killed here; or, with `:fail` behind it, the step fails.
 #[cfg(debug_assertions)]
-pub(super) fn point(act: &str, place: &str) -> Result<(), Failure> {
+pub(crate) fn point(act: &str, place: &str) -> Result<(), Failure> {
     let Ok(wanted) = std::env::var("PGTENANT_FAULT") else { return Ok(()) };
     let here = format!("{act}:{place}");
     if wanted == here {
@@ -18,6 +18,6 @@ pub(super) fn point(act: &str, place: &str) -> Result<(), Failure> {
 }
 
 #[cfg(not(debug_assertions))]
-pub(super) fn point(_: &str, _: &str) -> Result<(), Failure> {
+pub(crate) fn point(_: &str, _: &str) -> Result<(), Failure> {
     Ok(())
 }

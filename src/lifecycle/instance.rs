@@ -50,6 +50,11 @@ impl Instance {
         &self.host.instance.name
     }
 
+    /// Who we are there.
+    pub fn admin(&self) -> &InstanceAdmin {
+        &self.admin
+    }
+
     /// A session in the admin's database, on the instance that it should be.
     pub async fn session(&self) -> Result<Session<'_>, Failure> {
         let session = self.pool.get().await.map_err(|why| self.unreachable(why))?;

@@ -5,15 +5,16 @@
 
 pub mod apply;
 pub mod audit;
+pub mod copies;
 pub mod create;
 pub mod credentials;
 pub mod edit;
 pub mod erase;
 mod failure;
-mod faults;
-mod files;
+pub(crate) mod faults;
+pub(crate) mod files;
 pub mod instance;
-mod journal;
+pub(crate) mod journal;
 pub mod migrate;
 pub mod order;
 pub mod placement;

@@ -76,6 +76,16 @@ pub async fn database(instance: &Instance, session: &Session<'_>, order: &Order)
 
 /// Nobody else connects; the application reads and writes, and may make tables; the read-only role reads.
 pub async fn grants(instance: &Instance, session: &Session<'_>, inside: &Client, order: &Order) -> Result<(), Failure> {
+    grant_connect(instance, session, order).await?;
+    if order.template != TEMPLATE {
+        let adopt = ADOPT.replace("$owner", &literal(&order.roles.owner));
+        instance.run(inside, "give the template's objects to the owner", &adopt).await?;
+    }
+    grant_contents(instance, inside, order).await
+}
+
+/// Who may connect to the database.
+pub async fn grant_connect(instance: &Instance, session: &Session<'_>, order: &Order) -> Result<(), Failure> {
     let database = identifier(&order.database);
     let (app, read_only) = (identifier(&order.roles.app), identifier(&order.roles.read_only));
     let shared = format!(
@@ -84,11 +94,11 @@ pub async fn grants(instance: &Instance, session: &Session<'_>, inside: &Client,
          GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {app};
          GRANT CONNECT ON DATABASE {database} TO {read_only};"
     );
-    instance.run(session, "grant CONNECT", &shared).await?;
-    if order.template != TEMPLATE {
-        let adopt = ADOPT.replace("$owner", &literal(&order.roles.owner));
-        instance.run(inside, "give the template's objects to the owner", &adopt).await?;
-    }
+    instance.run(session, "grant CONNECT", &shared).await
+}
+
+/// Who may do what in it, with what there is and with what will be.
+pub async fn grant_contents(instance: &Instance, inside: &Client, order: &Order) -> Result<(), Failure> {
     let [owner_text, app_text, read_only_text] =
         [&order.roles.owner, &order.roles.app, &order.roles.read_only].map(|role| literal(role));
     let grants =

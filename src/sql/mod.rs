@@ -4,7 +4,7 @@
 //! too many costs a backend that is kept a little longer, a mark too few loses a client's state.
 
 mod head;
-mod lex;
+pub(crate) mod lex;
 mod marks;
 pub mod split;
 mod statement;

@@ -28,6 +28,8 @@ const ORDER: &[&str] = &[
     "session",
     "listener",
     "lifecycle",
+    "bundle",
+    "backup",
     "reload",
     "app",
     "cli",

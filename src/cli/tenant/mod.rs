@@ -57,16 +57,16 @@ enum Command {
 
 /// Where the proxy is, and its configuration.
 #[derive(Debug, Args)]
-struct SiteArgs {
+pub(super) struct SiteArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    pub(super) config: ConfigArgs,
     /// The running proxy, for the first login; default: its Unix socket or first address in the configuration.
     #[arg(long, value_name = "HOST:PORT")]
     proxy: Option<SocketAddr>,
 }
 
 impl SiteArgs {
-    fn site(self) -> anyhow::Result<Site> {
+    pub(super) fn site(self) -> anyhow::Result<Site> {
         let config = Arc::new(reload::load(&self.config.source())?.config);
         let proxy = smoke::proxy_of(&config, self.proxy);
         Ok(Site::new(config, proxy))
@@ -90,12 +90,17 @@ pub(super) fn run(args: TenantArgs) -> ExitCode {
         Command::Show(args) => show::show(args),
         Command::Set(args) => set::run(args),
     };
+    ended(result)
+}
+
+/// The exit status of a command on tenants, with its error told.
+pub(super) fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         eprintln!("pgtenant: {}", super::told(&error));
         ExitCode::from(error.downcast_ref::<Failure>().map_or(1, Failure::status))
     })
 }
 
-fn on_runtime(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+pub(super) fn on_runtime(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }

@@ -14,8 +14,8 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 use super::*;
 use crate::config::{
-    Databases, Instance, InstanceAddress, InstanceTls, PoolMode, Quota, Reset, Tenant, TenantPool, TenantState, Tls,
-    TlsMode,
+    Databases, Instance, InstanceAddress, InstanceTls, PoolMode, Quota, Reset, Tenant, TenantBackup, TenantPool,
+    TenantState, Tls, TlsMode,
 };
 use crate::net::test_certificates::Authority;
 use crate::net::x509::CertificateFacts;
@@ -72,6 +72,8 @@ fn tenant(id: &str, client_ca: Option<PathBuf>, required: bool) -> (String, Arc<
         client_certificate_required: required,
         pool,
         quota: Quota::default(),
+        backup: TenantBackup::default(),
+        secret_files: Vec::new(),
     };
     (id.into(), Arc::new(tenant))
 }
