@@ -35,6 +35,12 @@ pub fn plan(site: &Site, bundle: &Path, manifest: &Manifest, wanted: Wanted) -> 
         (pinned, region) => region.or_else(|| pinned.clone()),
     };
     let instance = match import::unfinished(site, &tenant) {
+        Some(begun) if wanted.instance.as_ref().is_some_and(|instance| *instance != begun.instance) => {
+            let on = begun.instance;
+            return Err(Failure::Order(format!(
+                "tenant {tenant}: an import to instance {on} is not finished; give the same command again, and then this one"
+            )));
+        }
         Some(begun) => begun.instance,
         None => {
             let wish = Wish { instance: wanted.instance.as_deref(), region: region.as_deref(), tags: &wanted.tags };

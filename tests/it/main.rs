@@ -6,6 +6,8 @@ mod auth_query;
 mod backend_login;
 mod bad_input;
 mod building_blocks;
+mod bundle_export;
+mod bundle_import;
 mod cancel;
 mod cancel_corners;
 mod client_certificates;

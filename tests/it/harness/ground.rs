@@ -47,7 +47,7 @@ impl Ground {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
         let address = self.proxy.address().to_string();
         command.args(arguments).arg("--config").arg(&self.config);
-        if matches!(arguments, ["tenant", "create" | "apply", ..]) {
+        if matches!(arguments, ["tenant", "create" | "apply", ..] | ["import" | "restore", ..]) {
             command.args(["--proxy", &address]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

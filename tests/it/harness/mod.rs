@@ -10,6 +10,7 @@ pub mod proxy;
 pub mod random;
 pub mod scene;
 pub mod serve;
+pub mod site;
 pub mod stage;
 pub mod wire;
 

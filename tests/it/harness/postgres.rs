@@ -1,6 +1,6 @@
 //! Throwaway PostgreSQL instances for tests; data directories are copied from a template under the target folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pgtenant::cli::demo::certificates::DevCa;
 pub use pgtenant::cli::demo::postgres::{Options, Postgres};
@@ -22,6 +22,18 @@ pub async fn start() -> Postgres {
 
 pub async fn start_with(options: Options) -> Postgres {
     Postgres::start(options).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The programs of PostgreSQL 18 that `make test` gets; none where it could not, unless `PGT_NO_SKIP` says that no test
+/// may be left out.
+pub fn bin_dir_18() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/postgres18/bin");
+    if folder.join("postgres").is_file() {
+        return Some(folder);
+    }
+    assert!(std::env::var_os("PGT_NO_SKIP").is_none(), "no PostgreSQL 18: run tests/postgres18.sh");
+    eprintln!("SKIPPED: there is no PostgreSQL 18 (tests/postgres18.sh gets it)");
+    None
 }
 
 /// Starts an instance with TLS; none where this PostgreSQL is built without it, as the one of the PyPI wheel is.
