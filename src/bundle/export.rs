@@ -146,7 +146,7 @@ impl Partial {
     }
 
     /// Never over something else.
-    fn into_place(&self, tenant: &Tenant, output: &Path) -> Result<(), Failure> {
+    fn put_in_place(&self, tenant: &Tenant, output: &Path) -> Result<(), Failure> {
         match rename_to_new(&self.path, output) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(exists(tenant, output)),
             renamed => renamed.map_err(Failure::file("make", output)),
@@ -242,7 +242,7 @@ async fn write(
     let finished = tokio::task::spawn_blocking(move || finish(&folder, manifest, &recipients)).await;
     let (manifest, bytes) = finished.map_err(|error| Failure::Order(error.to_string()))??;
     faults::point(ACT, "sums")?;
-    partial.into_place(tenant, &order.output)?;
+    partial.put_in_place(tenant, &order.output)?;
     faults::point(ACT, "renamed")?;
     Ok((manifest, notes, bytes))
 }

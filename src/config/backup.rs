@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::file;
+use serde::Deserialize;
+
 use super::problem::Scope;
 use super::resolve::positive;
+use super::scalar::{Limit, Period};
 
 /// Where backups go, and how they are proven.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,13 +43,57 @@ pub struct TenantBackup {
     pub identity: Option<PathBuf>,
 }
 
+/// `[backup]` as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Written {
+    pub dir: PathBuf,
+    pub region: Option<String>,
+    pub every: Option<Period>,
+    pub keep: u32,
+    pub keep_for: Option<Period>,
+    pub jobs: u32,
+    pub age_recipients: Vec<String>,
+    pub age_identity: Option<PathBuf>,
+    pub scratch_dir: Option<PathBuf>,
+    pub verify_instance: Option<String>,
+}
+
+impl Default for Written {
+    fn default() -> Self {
+        Written {
+            dir: "backups".into(),
+            region: None,
+            every: None,
+            keep: 7,
+            keep_for: None,
+            jobs: 2,
+            age_recipients: Vec::new(),
+            age_identity: None,
+            scratch_dir: None,
+            verify_instance: None,
+        }
+    }
+}
+
+/// A record's `[backup]` as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct WrittenOfTenant {
+    pub every: Option<Limit<Period>>,
+    pub keep: Option<u32>,
+    pub keep_for: Option<Limit<Period>>,
+    pub age_recipients: Option<Vec<String>>,
+    pub age_identity: Option<PathBuf>,
+}
+
 impl Default for TenantBackup {
     fn default() -> Self {
         TenantBackup { every: None, keep: 7, keep_for: None, recipients: Vec::new(), identity: None }
     }
 }
 
-pub(super) fn resolve(written: &file::Backup, mut scope: Scope<'_, '_>) -> Backup {
+pub(super) fn resolve(written: &Written, mut scope: Scope<'_, '_>) -> Backup {
     scope.require(written.jobs > 0, "jobs", "at least 1 is needed");
     let defaults = TenantBackup {
         every: written.every.map(|every| positive(&mut scope, "every", every)),
@@ -67,8 +113,8 @@ pub(super) fn resolve(written: &file::Backup, mut scope: Scope<'_, '_>) -> Backu
 }
 
 /// A tenant's own `[backup]` over that of `proxy.toml`; keys that it has of its own open nobody else's backups.
-pub(super) fn of_tenant(written: &file::TenantBackup, base: &TenantBackup, mut scope: Scope<'_, '_>) -> TenantBackup {
-    let limit = |own: Option<super::scalar::Limit<super::scalar::Period>>, base| match own {
+pub(super) fn of_tenant(written: &WrittenOfTenant, base: &TenantBackup, mut scope: Scope<'_, '_>) -> TenantBackup {
+    let limit = |own: Option<Limit<Period>>, base| match own {
         Some(limit) => limit.0.map(|period| period.0),
         None => base,
     };

@@ -14,7 +14,7 @@ use super::scalar::{
     Address, Cidr, Count, FileMode, Limit, Moment, OptionalAddress, Period, Separator, Size, SystemIdentifier,
 };
 use super::secret::{Reference, Verifier};
-use super::{Access, Engine, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode};
+use super::{Access, Engine, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode, backup};
 
 /// Folder of certificates, unless another one is named; only then it has to exist.
 pub(super) const CERTIFICATES: &str = "certs";
@@ -48,7 +48,7 @@ pub(super) struct File {
     pub admin: Admin,
     pub lifecycle: Lifecycle,
     pub migrate: Migrate,
-    pub backup: Backup,
+    pub backup: backup::Written,
     pub tier: BTreeMap<String, Tier>,
     pub tenants_dir: PathBuf,
     pub instances: BTreeMap<String, Instance>,
@@ -73,7 +73,7 @@ impl Default for File {
             admin: Admin::default(),
             lifecycle: Lifecycle::default(),
             migrate: Migrate::default(),
-            backup: Backup::default(),
+            backup: backup::Written::default(),
             tier: BTreeMap::new(),
             tenants_dir: TENANTS_DIR.into(),
             instances: BTreeMap::new(),
@@ -463,50 +463,6 @@ impl Default for Migrate {
     }
 }
 
-/// `[backup]`.
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct Backup {
-    pub dir: PathBuf,
-    pub region: Option<String>,
-    pub every: Option<Period>,
-    pub keep: u32,
-    pub keep_for: Option<Period>,
-    pub jobs: u32,
-    pub age_recipients: Vec<String>,
-    pub age_identity: Option<PathBuf>,
-    pub scratch_dir: Option<PathBuf>,
-    pub verify_instance: Option<String>,
-}
-
-impl Default for Backup {
-    fn default() -> Self {
-        Backup {
-            dir: "backups".into(),
-            region: None,
-            every: None,
-            keep: 7,
-            keep_for: None,
-            jobs: 2,
-            age_recipients: Vec::new(),
-            age_identity: None,
-            scratch_dir: None,
-            verify_instance: None,
-        }
-    }
-}
-
-/// A record's `[backup]`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct TenantBackup {
-    pub every: Option<Limit<Period>>,
-    pub keep: Option<u32>,
-    pub keep_for: Option<Limit<Period>>,
-    pub age_recipients: Option<Vec<String>>,
-    pub age_identity: Option<PathBuf>,
-}
-
 /// `[instances.<name>.admin]`.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -581,7 +537,7 @@ pub(super) struct Tenant {
     pub service: Option<Service>,
     pub pool: TenantPool,
     pub quota: Quota,
-    pub backup: TenantBackup,
+    pub backup: backup::WrittenOfTenant,
 }
 
 impl Default for Tenant {
@@ -605,7 +561,7 @@ impl Default for Tenant {
             service: None,
             pool: TenantPool::default(),
             quota: Quota::default(),
-            backup: TenantBackup::default(),
+            backup: backup::WrittenOfTenant::default(),
         }
     }
 }
