@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -16,6 +17,7 @@ use crate::admin::survey::{self, Survey};
 use crate::auth::{Backoff, Mock};
 use crate::config::{self, Config};
 use crate::drain::{Drain, Phase};
+use crate::lifecycle::shelf;
 use crate::listener::Listeners;
 use crate::metrics::{Metrics, QuotaSample, TenantSample};
 use crate::pool::{Counts, Pools};
@@ -254,7 +256,9 @@ impl Probe for State {
         let tenants = context.registry.all();
         let sampled: Vec<Sampled> = tenants.into_iter().map(|tenant| Sampled::new(tenant, context)).collect();
         let samples: Vec<TenantSample<'_>> = sampled.iter().map(Sampled::sample).collect();
-        context.metrics.encode(&samples, context.config.load().http.max_tenant_series)
+        let config = context.config.load();
+        context.metrics.set_backups(&shelf::figures(&config, OffsetDateTime::now_utc()));
+        context.metrics.encode(&samples, config.http.max_tenant_series)
     }
 
     fn tenant_metrics(&self, tenant: &str) -> Option<String> {

@@ -1,21 +1,25 @@
 //! `pgtenant import`, and what `pgtenant restore` has in common with it.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 
 use super::tenant::{SiteArgs, ended, on_runtime};
+use crate::backup::verify;
 use crate::bundle::import::{Import, Imported, Means, Step, Verify, import};
 use crate::bundle::manifest::Manifest;
 use crate::bundle::plan::{self, Wanted};
 use crate::bundle::progress::Progress;
 use crate::bundle::restore;
 use crate::bundle::sealing::Identities;
-use crate::lifecycle::credentials;
+use crate::lifecycle::copies::SUMS;
 use crate::lifecycle::smoke::Smoke;
+use crate::lifecycle::{Site, credentials, shelf};
+use crate::reload;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -78,6 +82,24 @@ pub(super) struct ImportOptions {
     json: bool,
     #[command(flatten)]
     site: SiteArgs,
+}
+
+impl ImportOptions {
+    /// Where the backup is that somebody means, and the key of its tenant.
+    pub(super) fn backup(&self, meant: &str) -> anyhow::Result<(PathBuf, Option<PathBuf>)> {
+        let config = reload::load(&self.site.config.clone().source())?.config;
+        // One that lies elsewhere is nobody's that we know.
+        if Path::new(meant).join(SUMS).is_file() {
+            return Ok((meant.into(), None));
+        }
+        let stored = shelf::find(&config, meant)?;
+        let site = Site::new(Arc::new(config), None);
+        Ok((stored.path.clone(), verify::identity(&site, &stored.tenant)))
+    }
+
+    pub(super) fn set_default_identity(&mut self, identity: Option<PathBuf>) {
+        self.age_identity = self.age_identity.take().or(identity);
+    }
 }
 
 pub(super) fn run(args: ImportArgs) -> ExitCode {

@@ -1,11 +1,13 @@
 //! The command line: one file per command.
 
 mod audit;
+mod backup;
 mod check;
 pub mod demo;
 mod migrate;
 mod export;
 mod import;
+mod restore;
 mod route;
 mod serve;
 mod tenant;
@@ -60,6 +62,10 @@ enum Command {
     Export(export::ExportArgs),
     /// Make a tenant of a bundle, and prove that nothing was lost on the way.
     Import(import::ImportArgs),
+    /// Make, prove, list and remove backups of tenants.
+    Backup(backup::BackupArgs),
+    /// Make a new tenant of a backup.
+    Restore(restore::RestoreArgs),
     /// The log of what was done to tenants.
     Audit(audit::AuditArgs),
     /// Show it all on throwaway PostgreSQL instances: three tenants, the proof, and psql lines to try.
@@ -140,6 +146,8 @@ pub fn run() -> ExitCode {
         Command::Migrate(args) => return migrate::run(args),
         Command::Export(args) => return export::run(args),
         Command::Import(args) => return import::run(args),
+        Command::Backup(args) => return backup::run(args),
+        Command::Restore(args) => return restore::run(args),
         Command::Audit(args) => audit::run(args),
         Command::Demo(args) => demo::run(&args),
     };

@@ -64,6 +64,8 @@ pub struct Config {
     pub lifecycle: Lifecycle,
     pub migrate: Migrate,
     pub backup: Backup,
+    /// Files that `{ file = … }` of proxy.toml itself point to, tenants left out.
+    pub secret_files: Vec<PathBuf>,
     pub instances: BTreeMap<String, Arc<Instance>>,
     pub tenants: BTreeMap<String, Arc<Tenant>>,
 }

@@ -92,6 +92,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
         quota: &file.quota,
         tls: tls.mode,
     };
+    let secret_files = std::mem::take(&mut scope.gathered.secret_files);
     let (tenants, ids) = tenants::resolve(&file.tenants_dir, file.tenants, &shared, &mut scope);
     let tenants_dir = scope.path(&file.tenants_dir);
     let lifecycle =
@@ -119,6 +120,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
         lifecycle,
         migrate,
         backup,
+        secret_files,
         instances,
         tenants,
     }

@@ -73,16 +73,19 @@ pub fn partial(path: &Path) -> PathBuf {
 }
 
 /// Removes the bundle, and what a killed export has left of it; whether there was anything. A folder that is no bundle
-/// stays.
+/// stays. After a kill no half of a bundle bears its name.
 pub fn destroy(path: &Path) -> Result<bool, Failure> {
     let partial = partial(path);
+    let remove = |folder: &Path| std::fs::remove_dir_all(folder).map_err(Failure::file("remove", folder));
     let mut found = false;
-    for folder in [path, partial.as_path()] {
-        let is_ours = folder == partial || folder.join(SUMS).is_file();
-        if folder.is_dir() && is_ours {
-            std::fs::remove_dir_all(folder).map_err(Failure::file("remove", folder))?;
-            found = true;
-        }
+    if partial.is_dir() {
+        remove(&partial)?;
+        found = true;
+    }
+    if path.join(SUMS).is_file() {
+        std::fs::rename(path, &partial).map_err(Failure::file("rename", path))?;
+        remove(&partial)?;
+        found = true;
     }
     Ok(found)
 }

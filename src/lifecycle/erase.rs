@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::destroy::Copies;
 use super::instance::{Instance, Session};
 use super::journal::Journal;
 use super::site::Site;
@@ -24,7 +25,10 @@ pub struct Estate {
     pub roles: Vec<String>,
     pub record: PathBuf,
     pub credentials: Option<PathBuf>,
-    /// Roles of the record that stay, and why.
+    /// What else is to be removed.
+    #[serde(default)]
+    pub copies: Copies,
+    /// Roles and files that stay, and why.
     pub kept: Vec<String>,
 }
 
@@ -77,9 +81,11 @@ pub async fn estate(site: &Site, id: &str) -> Result<Estate, Failure> {
         }
     };
     let instance = site.instance(&tenant.instance.name)?;
-    let (roles, kept) = roles(site, &instance, tenant).await?;
+    let (roles, mut kept) = roles(site, &instance, tenant).await?;
     let credentials = tenant.credentials.clone();
+    let copies = Copies::find(site, tenant, &record, &mut kept)?;
     Ok(Estate {
+        copies,
         tenant: id.to_owned(),
         instance: tenant.instance.name.clone(),
         databases,
@@ -181,6 +187,8 @@ async fn steps(site: &Site, estate: &Estate, journal: &mut Journal, path: &Path)
         files::remove(path).map_err(Failure::file("remove", path)).map_err(stopped("credentials"))?;
     }
     journal.done("credentials").and_then(|()| faults::point(ACT, "credentials")).map_err(stopped("credentials"))?;
+    estate.copies.destroy(site, estate, journal).await.map_err(stopped("copies"))?;
+    faults::point(ACT, "copies").map_err(stopped("copies"))?;
     let identity =
         instance.value(&session, "ask for its identity", "SELECT system_identifier FROM pg_control_system()");
     let identity = identity.await.map_err(stopped("receipt"))?;
@@ -229,20 +237,29 @@ fn receipt(site: &Site, estate: &Estate, journal: &Journal, instance: &Instance,
         until: None,
         note: "the tenant's id and what was done to it; no data of its own".to_owned(),
     });
-    remains.extend(estate.kept.iter().map(|kept| Remains {
-        what: "role on the instance".to_owned(),
-        until: None,
-        note: kept.clone(),
-    }));
+    removed.extend(estate.copies.removed(journal));
+    remains.extend(estate.copies.remains(journal));
+    remains.push(logs(estate));
+    remains.extend(estate.kept.iter().map(|kept| Remains { what: "kept".to_owned(), until: None, note: kept.clone() }));
     Receipt {
         tenant: estate.tenant.clone(),
         instance: estate.instance.clone(),
         system_identifier: identity,
         who: site.who.clone(),
         begun: journal.begun_at().unwrap_or_default().to_owned(),
-        erased: when("credentials"),
+        erased: when("copies"),
         removed,
         remains,
+    }
+}
+
+fn logs(estate: &Estate) -> Remains {
+    Remains {
+        what: format!("logs of the proxy and of instance {}, traces, Prometheus' figures", estate.instance),
+        until: None,
+        note: "as long as they are kept; with the tenant's id, its roles and clients' addresses, and statements where these \
+               are logged"
+            .to_owned(),
     }
 }
 

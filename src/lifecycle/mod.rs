@@ -8,6 +8,7 @@ pub mod audit;
 pub mod copies;
 pub mod create;
 pub mod credentials;
+pub mod destroy;
 pub mod edit;
 pub mod erase;
 mod failure;
@@ -22,6 +23,7 @@ pub mod provision;
 pub mod quote;
 pub mod record;
 pub mod rotate;
+pub mod shelf;
 pub mod site;
 pub mod smoke;
 

@@ -145,7 +145,7 @@ fn set(role: &str, key: &str, value: Value) -> Edit {
     Edit { key: format!("roles.{role}.{key}"), value: Some(value) }
 }
 
-fn present_file(record: &Path, role: &str) -> PathBuf {
+pub(super) fn present_file(record: &Path, role: &str) -> PathBuf {
     let id = record.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     record.with_file_name(format!("{id}.{role}.present"))
 }

@@ -3,6 +3,7 @@
 //! Built once in `app` and handed down. The number of series is bounded: labels are closed lists (`labels`),
 //! instances come from the configuration, and tenants are listed up to a cap ([`Metrics::encode`]).
 
+mod backup;
 mod instance;
 mod labels;
 mod process;
@@ -18,6 +19,7 @@ use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+pub use backup::BackupFigures;
 pub use instance::{InstanceMetrics, TierMetrics};
 pub use labels::{
     AuthMethod, AuthResult, CancelResult, ConnectResult, ErrorSource, Label, Outcome, Pin, ProtocolViolation,
@@ -64,6 +66,7 @@ pub struct Metrics {
     reload_time: Gauge,
     certificates: IntGaugeVec,
     draining: IntGauge,
+    backups: backup::Families,
 }
 
 impl Metrics {
@@ -147,6 +150,7 @@ impl Metrics {
                     &["name"],
                 ),
             ),
+            backups: backup::Families::register(r),
             draining: gauge(r, "pgtenant_draining", "1 while the process finishes its sessions before it ends."),
             registry,
         })
@@ -258,6 +262,11 @@ impl Metrics {
         for (name, not_after) in certificates {
             self.certificates.with_label_values(&[name]).set(not_after);
         }
+    }
+
+    /// Replaces what is known of backups.
+    pub fn set_backups(&self, figures: &BackupFigures) {
+        self.backups.set(figures);
     }
 
     /// Shows that the process is draining, for good.

@@ -4,6 +4,7 @@ mod alerts;
 mod api;
 mod auth_query;
 mod backend_login;
+mod backup;
 mod bad_input;
 mod building_blocks;
 mod bundle_export;

@@ -15,7 +15,8 @@ use crate::lifecycle::erase::{Estate, erase, estate};
   pgtenant tenant erase acme --dry-run
   pgtenant tenant erase acme --confirm acme --receipt /root/acme-erased.json
 
-The route is closed first, then sessions are ended, the database and the roles dropped, record and credentials removed.
+The route is closed first, then sessions are ended, the database and the roles dropped; then record, credentials, files of
+secrets, bundles, backups and keys are removed.
 There is no way back; a run that was killed or failed goes on when the same command is given again.
 
 Exit status: 0 erased; 2 not possible as ordered; 4 another run is at work on it; 5 unfinished, give the command again.")]
@@ -79,8 +80,18 @@ fn dry_run(estate: &Estate, as_json: bool) -> anyhow::Result<ExitCode> {
     if let Some(path) = &estate.credentials {
         println!("  credentials  {}", path.display());
     }
+    let copies = &estate.copies;
+    for path in copies.secrets.iter().chain(&copies.keys) {
+        println!("  secret       {}", path.display());
+    }
+    for path in &copies.bundles {
+        println!("  bundle       {}", path.display());
+    }
+    if let Some((folder, names)) = &copies.backups {
+        println!("  backups      {} in {}", names.len(), folder.display());
+    }
     for kept in &estate.kept {
-        println!("  stays: role  {kept}");
+        println!("  stays        {kept}");
     }
     Ok(ExitCode::SUCCESS)
 }
