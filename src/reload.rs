@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use thiserror::Error;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::admin::states;
 use crate::config::{self, Config, ConfigError, TlsMode};
@@ -17,6 +19,8 @@ use crate::sessions::Order;
 
 /// Files are often written in several steps: act when it has been quiet for so long.
 const QUIET: Duration = Duration::from_millis(200);
+/// And after this in any case: somebody may write all the time.
+const LONGEST_NOISE: Duration = Duration::from_secs(2);
 
 /// Where the configuration comes from.
 #[derive(Debug, Clone)]
@@ -138,22 +142,26 @@ pub fn reload(source: &Source, context: &Context) -> Result<(), LoadError> {
 /// The system cannot watch files.
 pub fn watch(source: Source, context: Arc<Context>) -> notify::Result<tokio::task::JoinHandle<()>> {
     let (changed, mut changes) = mpsc::channel::<Event>(64);
+    // Events did not fit: nobody knows whether they were about files of ours.
+    let missed = Arc::new(AtomicBool::new(false));
+    let of_watcher = missed.clone();
     let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        // Reading a file is an event too. A full channel means that a reload is due anyway.
+        // Reading a file is an event too.
         if let Ok(event) = event
             && !matches!(event.kind, EventKind::Access(_))
+            && changed.try_send(event).is_err()
         {
-            let _ = changed.try_send(event);
+            of_watcher.store(true, Ordering::Relaxed);
         }
     })?;
     let mut watched = Watched { watcher, folders: Vec::new(), sources: Vec::new() };
     watched.follow(&context.config.load())?;
     Ok(tokio::spawn(async move {
         while let Some(event) = changes.recv().await {
-            if !concerns(&event, &watched.sources) {
+            if !missed.swap(false, Ordering::Relaxed) && !concerns(&event, &watched.sources) {
                 continue;
             }
-            while tokio::time::timeout(QUIET, changes.recv()).await.is_ok_and(|event| event.is_some()) {}
+            quiet(&mut changes, &watched.sources).await;
             let (source, of_reload) = (source.clone(), context.clone());
             // Reading thousands of files takes a while: not on a thread that serves others.
             let reloaded = tokio::task::spawn_blocking(move || reload(&source, &of_reload).is_ok()).await;
@@ -164,6 +172,17 @@ pub fn watch(source: Source, context: Arc<Context>) -> notify::Result<tokio::tas
             }
         }
     }))
+}
+
+/// Waits until our files are quiet. What else is written in their folders does not matter.
+async fn quiet(changes: &mut mpsc::Receiver<Event>, sources: &[PathBuf]) {
+    let at_last = Instant::now() + LONGEST_NOISE;
+    let mut quiet = Instant::now() + QUIET;
+    while let Ok(Some(event)) = tokio::time::timeout_at(quiet.min(at_last), changes.recv()).await {
+        if concerns(&event, sources) {
+            quiet = Instant::now() + QUIET;
+        }
+    }
 }
 
 struct Watched {
@@ -195,15 +214,34 @@ fn absolute(paths: &[PathBuf]) -> Vec<PathBuf> {
 
 /// Whether an event is about one of our files, or about something in one of our folders.
 fn concerns(event: &Event, sources: &[PathBuf]) -> bool {
-    event
-        .paths
-        .iter()
-        .any(|path| sources.iter().any(|source| path == source || path.parent() == Some(source.as_path())))
+    event.need_rescan()
+        || event
+            .paths
+            .iter()
+            .any(|path| sources.iter().any(|source| path == source || path.parent() == Some(source.as_path())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn noise_in_the_folder_delays_nothing_and_noise_in_our_files_not_for_ever() {
+        let sources = [PathBuf::from("/etc/proxy.toml")];
+        for (noise, longest) in [("/etc/audit.jsonl", QUIET), ("/etc/proxy.toml", LONGEST_NOISE)] {
+            let (changed, mut changes) = mpsc::channel(64);
+            let writer = tokio::spawn(async move {
+                while changed.send(Event::new(EventKind::Any).add_path(noise.into())).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            });
+            let begun = Instant::now();
+            quiet(&mut changes, &sources).await;
+            let elapsed = begun.elapsed();
+            assert!(elapsed >= longest && elapsed < longest + Duration::from_secs(1), "{noise}: {elapsed:?}");
+            writer.abort();
+        }
+    }
 
     #[test]
     fn a_configuration_named_by_a_relative_path_is_watched_too() {
