@@ -395,11 +395,13 @@ async fn parts(
     owner: &str,
 ) -> Result<Vec<Role>, Failure> {
     let ours = crate::lifecycle::Roles::of(&tenant.id);
-    let sql = "SELECT rolname FROM pg_roles WHERE rolsuper OR rolname ~ '^pg_'";
+    let sql = "SELECT rolname FROM pg_roles WHERE rolsuper";
     let of_instance = instance.rows(client, "look at the roles", sql).await?;
     let of_instance: Vec<String> = of_instance.into_iter().map(|row| fields::<1>(row)[0].clone()).collect();
     let mut names = roles::named(archive);
     names.insert(owner.to_owned());
+    // PostgreSQL's own are the same everywhere.
+    names.retain(|name| !name.starts_with("pg_"));
     let part = |name: &String| match name {
         name if of_instance.contains(name) => Part::Instance,
         name if *name == owner => Part::Owner,

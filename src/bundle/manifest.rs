@@ -88,7 +88,7 @@ pub enum Part {
     /// `<tenant>_app` and `<tenant>_ro`, as `tenant create` makes them.
     App,
     ReadOnly,
-    /// A superuser, or one of PostgreSQL's own.
+    /// A superuser.
     Instance,
     /// Another one.
     Other,

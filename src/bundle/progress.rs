@@ -23,19 +23,26 @@ pub struct Progress {
 impl Progress {
     /// `shown`: on a terminal only, whatever it says.
     pub fn new(shown: bool, whose: &str) -> Progress {
-        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(0), target);
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
         bar.set_prefix(whose.to_owned());
         let progress = Progress { bar };
         progress.step("begins");
+        // Only now: it would be drawn in another style first.
+        if shown {
+            progress.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
         progress
     }
 
     /// What is done now, of which nobody knows how long it takes.
     pub fn step(&self, what: &str) {
-        let style = ProgressStyle::with_template("{prefix}  {spinner} {msg}  {elapsed}").expect("a template");
-        self.bar.set_style(style);
+        self.show("{prefix}  {spinner} {elapsed:>4}  {wide_msg}", what);
+    }
+
+    fn show(&self, template: &str, what: &str) {
+        let style = ProgressStyle::with_template(template).expect("a template").progress_chars("=> ");
         self.bar.set_message(what.to_owned());
+        self.bar.set_style(style);
         self.bar.enable_steady_tick(TURN);
     }
 
@@ -46,11 +53,9 @@ impl Progress {
             return std::future::pending().await;
         }
         let sizes: BTreeMap<String, u64> = tables.iter().map(|table| (table.full_name(), table.bytes)).collect();
-        let template = "{prefix}  {spinner} {msg}  [{bar:30}] {bytes} of about {total_bytes}  {elapsed}";
-        self.bar.set_style(ProgressStyle::with_template(template).expect("a template").progress_chars("=> "));
         self.bar.set_length(sizes.values().sum());
-        self.bar.set_message(what.to_owned());
-        self.bar.enable_steady_tick(TURN);
+        let template = "{prefix}  {spinner} {elapsed:>4}  [{bar:20}] {bytes} of ~{total_bytes}  {wide_msg}";
+        self.show(template, what);
         let mut seen = Seen::default();
         loop {
             // A look that fails is not worth a word: the tool itself will say what is wrong.

@@ -59,6 +59,8 @@ pub fn write(folder: &Path) -> Result<(), Failure> {
     }
     let path = folder.join(SUMS);
     std::fs::write(&path, text).map_err(Failure::file("write", &path))?;
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&path, private).map_err(Failure::file("chmod", &path))?;
     sync(&path)?;
     sync(&folder.join(super::DUMP))?;
     sync(folder)

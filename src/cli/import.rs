@@ -126,7 +126,10 @@ pub(super) async fn carry_out(
     };
     let (dry_run, as_json) = (options.dry_run, options.json);
     let site = options.site.site()?;
-    let progress = Progress::new(!as_json && std::io::stderr().is_terminal(), &bundle.display().to_string());
+    let progress = Progress::new(
+        !as_json && std::io::stderr().is_terminal(),
+        &bundle.file_name().unwrap_or_default().to_string_lossy(),
+    );
     progress.step("checks the bundle");
     let key = options.age_identity.or_else(|| site.config.backup.defaults.identity.clone());
     let key = key.filter(|_| restore::is_encrypted(&bundle)).map(|path| Identities::of_file(&path)).transpose()?;

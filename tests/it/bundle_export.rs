@@ -88,9 +88,13 @@ async fn an_export_that_is_killed_or_fails_leaves_no_bundle() {
     let (status, why) = ground.refused(&["import", &bundle, "--as", "acme2", "--instance", "two", "--dry-run"]).await;
     assert_eq!(status, 0, "{why}");
     // Nobody else reads it.
-    for path in
-        [bundle.clone(), format!("{bundle}/dump"), format!("{bundle}/manifest.json"), format!("{bundle}/dump/toc.dat")]
-    {
+    for path in [
+        bundle.clone(),
+        format!("{bundle}/dump"),
+        format!("{bundle}/manifest.json"),
+        format!("{bundle}/SHA256SUMS"),
+        format!("{bundle}/dump/toc.dat"),
+    ] {
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
         assert_eq!(mode & 0o077, 0, "{path}");
     }

@@ -88,6 +88,7 @@ CREATE MATERIALIZED VIEW shop.per_year AS SELECT extract(year FROM at) AS y, cou
 CREATE FUNCTION shop.shout() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.name := upper(NEW.name); RETURN NEW; END $$;
 CREATE TRIGGER shout BEFORE UPDATE ON shop.customers FOR EACH ROW EXECUTE FUNCTION shop.shout();
 GRANT SELECT, INSERT ON shop.customers TO acme_app;
+GRANT SELECT ON shop.first TO pg_database_owner;
 GRANT SELECT (at, what) ON shop.events TO acme_ro;
 GRANT SELECT ON shop.third TO acme_ro WITH GRANT OPTION;
 ALTER DEFAULT PRIVILEGES IN SCHEMA shop GRANT SELECT ON TABLES TO acme_ro;
