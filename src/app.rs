@@ -20,6 +20,7 @@ use crate::drain::{Drain, Phase};
 use crate::lifecycle::shelf;
 use crate::listener::Listeners;
 use crate::metrics::{Metrics, QuotaSample, TenantSample};
+use crate::net;
 use crate::pool::{Counts, Pools};
 use crate::reload::{self, LoadError, Source};
 use crate::session::Context;
@@ -51,7 +52,8 @@ impl App {
         let loaded = reload::load(&source)?;
         let config = loaded.config.clone();
         let metrics = Metrics::new();
-        let workers = Arc::new(Workers::start(config.listen.workers, config.listen.engine)?);
+        let workers = Workers::start(config.listen.workers, config.listen.engine, net::warm_up)?;
+        let workers = Arc::new(workers);
         let listeners = Listeners::bind(&config.listen)?;
         let addresses = listeners.addresses();
         let (console, requests) = Console::new();

@@ -41,9 +41,11 @@ struct Worker {
 }
 
 impl Workers {
+    /// Each thread runs `first` before its first session.
+    ///
     /// # Errors
     /// A thread or its reactor cannot be made, or there is no io_uring where there must be.
-    pub fn start(count: usize, engine: Engine) -> Result<Self, WorkersError> {
+    pub fn start(count: usize, engine: Engine, first: fn()) -> Result<Self, WorkersError> {
         let ring = match (engine, ring::probe()) {
             (Engine::Epoll, _) => false,
             (_, Ok(())) => true,
@@ -53,7 +55,7 @@ impl Workers {
             }
             (Engine::IoUring, Err(error)) => return Err(WorkersError::NoRing(error)),
         };
-        let workers = (0..count.max(1)).map(|number| Worker::start(number, ring)).collect::<io::Result<_>>()?;
+        let workers = (0..count.max(1)).map(|number| Worker::start(number, ring, first)).collect::<io::Result<_>>()?;
         Ok(Workers { workers, hasher: ahash::RandomState::new(), next: AtomicUsize::new(0) })
     }
 
@@ -71,11 +73,12 @@ impl Workers {
 }
 
 impl Worker {
-    fn start(number: usize, ring: bool) -> io::Result<Self> {
+    fn start(number: usize, ring: bool, first: fn()) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            first();
             if ring {
                 match ring::enter() {
                     Ok(()) => drop(runtime.spawn(ring::drive())),
@@ -100,5 +103,25 @@ impl Drop for Worker {
                 let _ = thread.join();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    thread_local! {
+        static PREPARED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+
+    #[test]
+    fn every_thread_is_prepared_before_its_first_task() {
+        let workers = Workers::start(3, Engine::Auto, || PREPARED.set(true)).unwrap();
+        let (told, results) = std::sync::mpsc::channel();
+        for _ in 0..3 {
+            let told = told.clone();
+            workers.any().spawn(async move { told.send(PREPARED.get()) });
+        }
+        assert!((0..3).all(|_| results.recv().unwrap()));
     }
 }

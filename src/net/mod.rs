@@ -16,7 +16,7 @@ pub mod x509;
 mod test_certificates;
 
 pub use control::{ControlConnections, ControlError, ControlPool, control, with_sources};
-pub use crypto::crypto_provider;
+pub use crypto::{crypto_provider, warm_up};
 pub use dial::{DialError, Place, dial};
 pub use endpoint::Endpoint;
 pub use instance_tls::{InstanceTlsClient, InstanceTlsError};
