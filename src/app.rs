@@ -1,7 +1,7 @@
 //! The composition root: configuration in, a running proxy out; and its orderly end.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::admin::console::{Console, Request, Shutdown};
+use crate::admin::console::{Answer, Console, Request, Shutdown};
 use crate::admin::http::{self, Probe};
 use crate::admin::survey::{self, Survey};
 use crate::auth::{Backoff, Mock};
@@ -158,6 +158,7 @@ fn context(config: &Config, metrics: Arc<Metrics>, workers: Arc<Workers>, consol
     let mock = Mock::new(config.auth.mock_iterations);
     Context {
         config: ArcSwap::from_pointee(config.clone()),
+        set: Mutex::default(),
         registry: Registry::default(),
         pools: Pools::new(config, workers.clone(), metrics.clone()),
         hubs: Arc::default(),
@@ -201,16 +202,23 @@ async fn serve_console(
         match request {
             Request::Reload(answer) => {
                 let (source, context) = (source.clone(), context.clone());
-                // Reading thousands of files takes a while: not on a thread that serves others.
-                tokio::task::spawn_blocking(move || {
-                    let result = reload::reload(&source, &context).map_err(|error| error.to_string());
-                    // An operator who has left finds it in the log.
-                    let _ = answer.send(result);
-                });
+                answer_with(answer, move || reload::reload(&source, &context));
+            }
+            Request::Set { key, value, answer } => {
+                let (source, context) = (source.clone(), context.clone());
+                answer_with(answer, move || reload::set(&source, &context, &key, value));
             }
             Request::Shutdown(how) => _ = shutdown.send_replace(Some(how)),
         }
     }
+}
+
+/// Reading thousands of files takes a while: not on a thread that serves others.
+fn answer_with(answer: Answer, read: impl FnOnce() -> Result<(), LoadError> + Send + 'static) {
+    tokio::task::spawn_blocking(move || {
+        // An operator who has left finds it in the log.
+        let _ = answer.send(read().map_err(|error| error.to_string()));
+    });
 }
 
 async fn all_gone(context: &Context) {

@@ -1,8 +1,9 @@
 //! From changed files to changed behaviour: read everything, check everything, then publish, or keep what was there.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -29,6 +30,14 @@ pub struct Source {
     pub path: Option<PathBuf>,
     /// `--set key=value`.
     pub overrides: Vec<(String, String)>,
+}
+
+impl Source {
+    /// With what the console's SET has set over it.
+    fn with(&self, set: &BTreeMap<String, String>) -> Source {
+        let set = set.iter().map(|(key, value)| (key.clone(), value.clone()));
+        Source { path: self.path.clone(), overrides: self.overrides.iter().cloned().chain(set).collect() }
+    }
 }
 
 #[derive(Debug, Error)]
@@ -120,9 +129,48 @@ fn fixed_auth(auth: &config::Auth) -> config::Auth {
     config::Auth { login_timeout: Duration::ZERO, cleartext: false, ..auth.clone() }
 }
 
-/// Reads everything again. A bad file keeps the last good state, and says so.
+/// Reads everything again, and forgets what the console's SET has set. A bad file keeps the last good state, and says so.
+///
+/// # Errors
+/// What is wrong, with file and key.
 pub fn reload(source: &Source, context: &Context) -> Result<(), LoadError> {
-    let loaded = load(source);
+    let mut set = what_is_set(context);
+    read_again(source, &BTreeMap::new(), context)?;
+    set.clear();
+    Ok(())
+}
+
+/// The same after a file has changed: what the console's SET has set holds on.
+fn refresh(source: &Source, context: &Context) -> Result<(), LoadError> {
+    let set = what_is_set(context);
+    read_again(source, &set, context)
+}
+
+/// The console's SET: lays one more value over the files, or takes it away again. Nothing changes where it is wrong.
+///
+/// # Errors
+/// What is wrong with the value, or else with the files.
+pub fn set(source: &Source, context: &Context, key: &str, value: Option<String>) -> Result<(), LoadError> {
+    let mut set = what_is_set(context);
+    let mut wanted = set.clone();
+    match value {
+        Some(value) => _ = wanted.insert(key.to_owned(), value),
+        None => _ = wanted.remove(key),
+    }
+    let loaded = load(&source.with(&wanted)).map_err(|error| said_by_set(error, key))?;
+    context.metrics.reloaded(Outcome::Ok);
+    publish(loaded, context);
+    *set = wanted;
+    Ok(())
+}
+
+/// Held while files are read and taken over: one after the other.
+fn what_is_set(context: &Context) -> MutexGuard<'_, BTreeMap<String, String>> {
+    context.set.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read_again(source: &Source, set: &BTreeMap<String, String>, context: &Context) -> Result<(), LoadError> {
+    let loaded = load(&source.with(set));
     context.metrics.reloaded(if loaded.is_ok() { Outcome::Ok } else { Outcome::Failed });
     match loaded {
         Ok(loaded) => {
@@ -134,6 +182,16 @@ pub fn reload(source: &Source, context: &Context) -> Result<(), LoadError> {
             Err(error)
         }
     }
+}
+
+/// Both lie over the files in the same way; only one of them was just written.
+fn said_by_set(mut error: LoadError, key: &str) -> LoadError {
+    if let LoadError::Config(ConfigError { problems }) = &mut error {
+        for problem in problems.iter_mut().filter(|problem| problem.place == config::OVERRIDE && problem.key == key) {
+            problem.place = "SET".to_owned();
+        }
+    }
+    error
 }
 
 /// Reloads whenever one of the configuration's files changes. Ends when dropped.
@@ -164,7 +222,7 @@ pub fn watch(source: Source, context: Arc<Context>) -> notify::Result<tokio::tas
             quiet(&mut changes, &watched.sources).await;
             let (source, of_reload) = (source.clone(), context.clone());
             // Reading thousands of files takes a while: not on a thread that serves others.
-            let reloaded = tokio::task::spawn_blocking(move || reload(&source, &of_reload).is_ok()).await;
+            let reloaded = tokio::task::spawn_blocking(move || refresh(&source, &of_reload).is_ok()).await;
             if let Ok(true) = reloaded
                 && let Err(error) = watched.follow(&context.config.load())
             {

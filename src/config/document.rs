@@ -12,7 +12,7 @@ use super::problem::Problem;
 /// Origin of values that were given in the environment; the name is the `config` crate's.
 pub(super) const ENVIRONMENT: &str = "the environment";
 /// Origin of values that were given with `--set`.
-pub(super) const OVERRIDE: &str = "--set";
+pub const OVERRIDE: &str = "--set";
 /// What every environment variable of ours begins with.
 pub(super) const PREFIX: &str = "PGTENANT__";
 

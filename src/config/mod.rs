@@ -32,6 +32,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 pub use backup::{Backup, TenantBackup};
+pub use document::OVERRIDE;
 pub use lifecycle::{Host, InstanceAdmin, Lifecycle};
 pub use migrate::Migrate;
 pub use problem::{ConfigError, Problem};

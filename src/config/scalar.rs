@@ -39,6 +39,14 @@ impl<T: Scalar> Visitor<'_> for Text<T> {
     }
 }
 
+/// A duration as it stands in a file: `"100ms"`, `"15s"`, `"10min"`.
+///
+/// # Errors
+/// What is wrong with it, and how to write it.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    Period::parse(text).map(|period| period.0)
+}
+
 macro_rules! scalar {
     ($($name:ident),*) => {$(
         impl<'de> Deserialize<'de> for $name {
@@ -106,14 +114,6 @@ impl Scalar for Period {
             None => Err(format!("{text:?} is no duration; write e.g. \"100ms\", \"15s\", \"10min\", \"1h\" or \"1d\"")),
         }
     }
-}
-
-/// Reads a duration as the configuration's files have it, such as `15s`.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    Period::parse(text).map(|period| period.0)
 }
 
 /// A number of bytes: a plain number, or with `KiB`, `MiB`, `GiB`.

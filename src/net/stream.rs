@@ -263,6 +263,18 @@ impl MessageStream {
         }
     }
 
+    /// Returns when the peer is gone; what it sends meanwhile stays for [`Self::read`]. With `max` bytes there nothing more
+    /// is read, and it never returns. Cancel safe.
+    pub async fn gone(&mut self, max: usize) {
+        while self.received.len() < max {
+            self.received.reserve(ROOM);
+            if !matches!(self.stream.read_buf(&mut self.received).await, Ok(1..)) {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
     pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await?;
         self.stream.flush().await

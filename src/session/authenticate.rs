@@ -41,11 +41,17 @@ pub struct Proven {
 
 impl Proven {
     /// Waits while the tenant is paused; where it has moved meanwhile, the client goes along.
-    pub(super) async fn stay_while_paused(&mut self, context: &Context) -> Result<(), Rejection> {
+    pub(super) async fn stay_while_paused(&mut self, client: &mut Client, context: &Context) -> Result<(), Rejection> {
         if !self.tenant.gates().has(Gate::Paused) {
             return Ok(());
         }
-        let resumed = self.tenant.resumed().await;
+        let resumed = tokio::select! {
+            biased;
+            resumed = self.tenant.resumed() => resumed,
+            () = client.stream.gone(MAX_ANSWER) => {
+                return Err(Rejection::gone(&std::io::ErrorKind::UnexpectedEof.into()));
+            }
+        };
         if self.tenant.is_retired()
             && let Some(moved) = context.registry.get(self.tenant.id.as_str())
         {

@@ -9,8 +9,9 @@ mod serve;
 mod startup;
 mod welcome;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -39,6 +40,8 @@ use startup::Wish;
 /// Everything that sessions share; built once, in `app`.
 pub struct Context {
     pub config: ArcSwap<Config>,
+    /// What SET on the console has set over the configuration's files, by dotted key.
+    pub set: Mutex<BTreeMap<String, String>>,
     pub registry: Registry,
     pub pools: Pools,
     /// Who listens for many clients.
@@ -250,7 +253,7 @@ async fn greet(
     context: &Context,
 ) -> Result<Box<welcome::Welcomed>, Rejection> {
     let begun = Instant::now();
-    proven.stay_while_paused(context).await?;
+    proven.stay_while_paused(client, context).await?;
     let deadline = deadline + begun.elapsed();
     let welcomed = tokio::time::timeout_at(deadline.into(), welcome::send(client, proven, context)).await;
     welcomed.unwrap_or_else(|_| Err(Rejection::timeout())).map(Box::new)

@@ -342,6 +342,35 @@ async fn figures_are_those_of_the_tenants() {
 }
 
 #[tokio::test]
+async fn set_changes_what_can_change_until_the_next_reload() {
+    let scene = Scene::new().await;
+    let proxy =
+        Proxy::start(with_console(scene.files()).set("quota.max_clients", 9).set("pool.max_backends_per_role", 9))
+            .await;
+    let mut console = ops(&proxy).await;
+    console.query("SET default_pool_size = 3; SET quota.max_clients TO 4; SET log.slow_wait = '2s'").await.unwrap();
+    assert_eq!(cell(&mut console, "SHOW CONFIG", "default_pool_size", "value").await, "3");
+    assert_eq!(cell(&mut console, "SHOW CONFIG", "log.slow_wait", "value").await, "2s");
+    assert_eq!(cell(&mut console, "SHOW DATABASES", "acme", "max_client_connections").await, "4");
+    // A changed file takes nothing of it away.
+    proxy.files.rewrite_tenant(&scene.acme, &[("state", "read-only".into())]);
+    eventually!(cell(&mut console, "SHOW TENANTS", "acme", "state").await == "read-only");
+    assert_eq!(cell(&mut console, "SHOW DATABASES", "acme", "max_client_connections").await, "4");
+    console.query("SET quota.max_clients = DEFAULT").await.unwrap();
+    assert_eq!(cell(&mut console, "SHOW DATABASES", "acme", "max_client_connections").await, "9", "as written");
+    let wrong = console.query("SET pool.max_backends = none").await.unwrap_err();
+    assert_eq!(wrong.sqlstate(), "22023");
+    assert!(wrong.fields[&'D'].starts_with("SET: pool.max_backends: "), "{wrong:?}");
+    for (fixed, code) in [("max_client_conn", "55P02"), ("tls.certificates", "0A000"), ("pool.nonsense", "42704")] {
+        assert_eq!(console.failure(&format!("SET {fixed} = 5")).await, code, "{fixed}");
+    }
+    assert_eq!(cell(&mut console, "SHOW CONFIG", "log.slow_wait", "value").await, "2s", "errors change nothing");
+    console.query("RELOAD").await.unwrap();
+    assert_eq!(cell(&mut console, "SHOW CONFIG", "log.slow_wait", "value").await, "");
+    assert_eq!(cell(&mut console, "SHOW CONFIG", "default_pool_size", "value").await, "9");
+}
+
+#[tokio::test]
 async fn explain_route_says_what_would_become_of_a_connection() {
     let scene = Scene::new().await;
     let proxy = Proxy::start(with_console(scene.files())).await;

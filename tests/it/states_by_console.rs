@@ -68,6 +68,44 @@ async fn pause_waits_until_no_backend_is_in_use() {
 }
 
 #[tokio::test]
+async fn pause_ends_with_its_time_or_its_client() {
+    let scene = Scene::new().await;
+    let proxy = Proxy::start(with_console(scene.files())).await;
+    let (mut console, mut second) = (ops(&proxy).await, ops(&proxy).await);
+    let mut open = connect(&proxy, &scene.acme).await;
+    open.query("BEGIN; SELECT 1").await.unwrap();
+    let error = console.query("PAUSE acme WITHIN '200ms'").await.unwrap_err();
+    assert_eq!((error.sqlstate(), error.severity()), ("57014", "ERROR"));
+    assert_eq!(error.fields[&'D'], "Clients hold backends of: acme.");
+    assert_eq!(shown(&mut console).await.0, "paused", "all the same");
+    assert_eq!(console.failure("PAUSE acme WITHIN soon").await, "42601");
+    second.send(&query("PAUSE")).await.unwrap();
+    assert!(second.is_silent(Duration::from_millis(100)).await);
+    second.leave().await.unwrap();
+    assert!(second.is_closed().await, "nobody is left to be told");
+    open.query("COMMIT").await.unwrap();
+    console.query("PAUSE acme WITHIN '10s'; RESUME acme").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_login_that_is_held_ends_with_its_client() {
+    let scene = Scene::new().await;
+    let limit = [("quota.max_clients", 1.into())];
+    let proxy = Proxy::start(with_console(scene.instance().tenant_with(&scene.acme, &limit))).await;
+    let mut console = ops(&proxy).await;
+    console.query("PAUSE acme").await.unwrap();
+    let mut held = Wire::tcp(proxy.address()).await.unwrap();
+    let waits = tokio::time::timeout(Duration::from_millis(300), log_in(&mut held, &scene.acme)).await;
+    assert!(waits.is_err());
+    let mut next = Wire::tcp(proxy.address()).await.unwrap();
+    assert_eq!(log_in(&mut next, &scene.acme).await.unwrap_err().sqlstate(), "53300", "its place is taken");
+    held.leave().await.unwrap();
+    assert!(held.is_closed().await);
+    console.query("RESUME acme").await.unwrap();
+    connect(&proxy, &scene.acme).await;
+}
+
+#[tokio::test]
 async fn an_operators_word_holds_until_the_record_says_something_else() {
     let scene = Scene::new().await;
     let proxy = Proxy::start(with_console(scene.files())).await;

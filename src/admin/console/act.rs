@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::command::Act;
-use super::{Request, View, standing};
+use super::reports::settings;
+use super::{Answer, Request, View, standing};
 use crate::sessions::Order;
 use crate::tenant::Tenant;
 use crate::wire::{PgError, sqlstate};
@@ -31,10 +32,10 @@ pub(super) async fn run(act: Act, operator: &str, view: View<'_>) -> Result<&'st
             }
             Ok("RECONNECT")
         }
-        Act::Setting(name) => {
-            let text = format!("\"{name}\" cannot be set here");
-            let hint = "Change proxy.toml, or the tenant's record; RELOAD takes it over at once.";
-            Err(PgError::error(sqlstate::FEATURE_NOT_SUPPORTED, text).with_hint(hint))
+        Act::Set { name, value } => {
+            let (key, value) = settings::written(&name, value)?;
+            let ask = |answer| Request::Set { key, value, answer };
+            answered(ask, view, "22023", "the setting was not taken over").await.map(|()| "SET")
         }
     }
 }
@@ -46,12 +47,21 @@ pub(super) fn tenant(name: &str, view: View<'_>) -> Result<Arc<Tenant>, PgError>
 }
 
 async fn reload(view: View<'_>) -> Result<(), PgError> {
+    let wrong = "configuration not reloaded, the last good one stays in force";
+    answered(Request::Reload, view, "F0000", wrong).await
+}
+
+/// Asks the process; where it could not do it, DETAIL says why.
+async fn answered(
+    ask: impl FnOnce(Answer) -> Request,
+    view: View<'_>,
+    sqlstate: &'static str,
+    text: &str,
+) -> Result<(), PgError> {
     let (answer, answered) = oneshot::channel();
-    view.console.requests.send(Request::Reload(answer)).map_err(|_| ending())?;
-    answered.await.map_err(|_| ending())?.map_err(|wrong| {
-        let text = "configuration not reloaded, the last good one stays in force";
-        PgError::error("F0000", text).with_detail(wrong)
-    })
+    view.console.requests.send(ask(answer)).map_err(|_| ending())?;
+    let result = answered.await.map_err(|_| ending())?;
+    result.map_err(|wrong| PgError::error(sqlstate, text).with_detail(wrong))
 }
 
 fn ending() -> PgError {

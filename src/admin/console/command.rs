@@ -1,9 +1,11 @@
 //! What the console is asked: text into statements. Pure.
 
+use std::time::Duration;
+
 use super::Shutdown;
 use super::reports::{self, Report};
 use super::standing::Change;
-use crate::config::TenantState;
+use crate::config::{TenantState, duration};
 use crate::tenant::route::Hints;
 use crate::wire::{PgError, StartupOptions};
 
@@ -55,8 +57,11 @@ pub(super) enum Act {
     KillClient(u32),
     /// None: all tenants.
     Reconnect(Option<String>),
-    /// SET of something that is no session parameter.
-    Setting(String),
+    /// SET of something that is no session parameter; no value is its default.
+    Set {
+        name: String,
+        value: Option<String>,
+    },
 }
 
 /// A word, or a character of its own.
@@ -84,7 +89,7 @@ fn statement(tokens: &[Token]) -> Result<Command, PgError> {
         ["show", "help"] | ["show"] => Ok(Command::Help),
         ["show", ..] => show(&words[1..]),
         ["explain", "route", ..] => explain_route(&tokens[2..]),
-        ["set", ..] => set(&words[1..]),
+        ["set", ..] => set(&words[1..], &tokens[1..]),
         ["begin", ..] | ["start", "transaction", ..] => Ok(Command::Begin),
         ["commit", ..] | ["end", ..] => Ok(Command::Commit),
         ["rollback", ..] | ["abort", ..] => Ok(Command::Rollback),
@@ -101,16 +106,23 @@ fn show(words: &[&str]) -> Result<Command, PgError> {
     })
 }
 
-fn set(words: &[&str]) -> Result<Command, PgError> {
+fn set(words: &[&str], tokens: &[Token]) -> Result<Command, PgError> {
     let name = match words {
         ["session" | "local", name, ..] | [name, ..] => *name,
         [] => return Err(unknown("SET")),
     };
-    let name = if name == "time" { "timezone" } else { name };
-    match PARAMETERS.contains(&name) {
-        true => Ok(Command::Set),
-        false => Ok(Command::Act(Act::Setting(name.to_owned()))),
+    if PARAMETERS.contains(&name) || name == "time" {
+        return Ok(Command::Set);
     }
+    let value: String = match words {
+        [_, "=" | "to", _, ..] => tokens[2..].iter().map(Token::text).collect(),
+        _ => {
+            let hint = "For example: SET pool.queue_timeout = '10s'. SHOW CONFIG has the names.";
+            return Err(PgError::error(SYNTAX_ERROR, "SET takes a name and a value").with_hint(hint));
+        }
+    };
+    let is_default = matches!(&tokens[2..], [Token::Word(word)] if word.eq_ignore_ascii_case("default"));
+    Ok(Command::Act(Act::Set { name: name.to_owned(), value: (!is_default).then_some(value) }))
 }
 
 fn act(words: &[&str], tokens: &[Token]) -> Result<Act, PgError> {
@@ -144,8 +156,10 @@ fn change(words: &[&str], tokens: &[Token]) -> Result<Option<Change>, PgError> {
             let hint = format!("Write {} <tenant>.", words[0].to_uppercase());
             return Err(PgError::error(SYNTAX_ERROR, "a tenant is required").with_hint(hint));
         }
-        ["pause"] => Some(Change::Pause(None)),
-        ["pause", _] => Some(Change::Pause(Some(tenant()))),
+        ["pause"] => Some(Change::Pause(None, None)),
+        ["pause", "within", _] => Some(Change::Pause(None, Some(limit(&tokens[2])?))),
+        ["pause", _] => Some(Change::Pause(Some(tenant()), None)),
+        ["pause", _, "within", _] => Some(Change::Pause(Some(tenant()), Some(limit(&tokens[3])?))),
         ["resume"] => Some(Change::Resume(None)),
         ["resume", _] => Some(Change::Resume(Some(tenant()))),
         ["suspend"] => Some(Change::SuspendAll),
@@ -159,6 +173,11 @@ fn change(words: &[&str], tokens: &[Token]) -> Result<Option<Change>, PgError> {
         ["wait_close", _] => Some(Change::WaitClose(Some(tenant()))),
         _ => None,
     })
+}
+
+/// How long a command may take.
+fn limit(token: &Token) -> Result<Duration, PgError> {
+    duration(&token.text()).map_err(|wrong| PgError::error(SYNTAX_ERROR, format!("WITHIN: {wrong}")))
 }
 
 /// In PgBouncer's words.
@@ -280,9 +299,25 @@ mod tests {
         );
         assert_eq!(acts("SHUTDOWN WAIT_FOR_CLIENTS;"), [Act::Shutdown(Shutdown::Clients)]);
         assert_eq!(acts("RECONNECT; RECONNECT acme"), [Act::Reconnect(None), Act::Reconnect(Some("acme".into()))]);
-        assert_eq!(acts("SET max_client_conn = 5"), [Act::Setting("max_client_conn".into())]);
+        let set = |name: &str, value: Option<&str>| Act::Set { name: name.into(), value: value.map(str::to_owned) };
+        assert_eq!(acts("SET max_client_conn = 5"), [set("max_client_conn", Some("5"))]);
+        assert_eq!(
+            acts("set Pool.Queue_Timeout TO '10s'; SET a.b = x, y; SET c = DEFAULT; SET c = 'default'"),
+            [
+                set("pool.queue_timeout", Some("10s")),
+                set("a.b", Some("x,y")),
+                set("c", None),
+                set("c", Some("default"))
+            ]
+        );
         let suspended = Change::State("acme".into(), TenantState::Suspended, Some("not paid".into()));
-        assert_eq!(acts("PAUSE; SUSPEND acme 'not paid'"), [Act::Change(Change::Pause(None)), Act::Change(suspended)]);
+        assert_eq!(
+            acts("PAUSE; SUSPEND acme 'not paid'"),
+            [Act::Change(Change::Pause(None, None)), Act::Change(suspended)]
+        );
+        let within =
+            |tenant: Option<&str>| Act::Change(Change::Pause(tenant.map(Into::into), Some(Duration::from_secs(9))));
+        assert_eq!(acts("PAUSE WITHIN '9s'; PAUSE acme within 9s"), [within(None), within(Some("acme"))]);
         let shown = parse("show stats_totals;").unwrap();
         assert!(matches!(&shown[..], [Command::Show(report)] if report.name == "STATS_TOTALS"));
         assert!(matches!(parse("SET extra_float_digits TO 2").unwrap()[..], [Command::Set]));
@@ -294,7 +329,18 @@ mod tests {
         let message = |text| parse(text).unwrap_err().message;
         assert_eq!(message("SELECT 1"), "invalid command 'SELECT 1', use SHOW HELP;");
         assert_eq!(message("SHOW nonsense"), "unrecognized parameter \"nonsense\"");
-        for bad in ["KILL", "KILL_CLIENT x", "RELOAD now", "'open", "/* open", "EXPLAIN ROUTE", "EXPLAIN ROUTE x=1"] {
+        for bad in [
+            "KILL",
+            "KILL_CLIENT x",
+            "RELOAD now",
+            "'open",
+            "/* open",
+            "EXPLAIN ROUTE",
+            "EXPLAIN ROUTE x=1",
+            "SET",
+            "SET x",
+            "SET x =",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -54,11 +54,20 @@ pub struct View<'a> {
     pub survey: &'a Survey,
 }
 
+/// What was wrong, if anything.
+pub type Answer = oneshot::Sender<Result<(), String>>;
+
 /// What only the process itself can do.
 #[derive(Debug)]
 pub enum Request {
-    /// Read the configuration again; the answer is what was wrong.
-    Reload(oneshot::Sender<Result<(), String>>),
+    /// Read the configuration again.
+    Reload(Answer),
+    /// Lay a value over its files, by dotted key; or with none take it away again.
+    Set {
+        key: String,
+        value: Option<String>,
+        answer: Answer,
+    },
     Shutdown(Shutdown),
 }
 

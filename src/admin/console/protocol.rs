@@ -107,6 +107,15 @@ pub async fn serve(mut stream: MessageStream, operator: Operator, mut answers: B
     drop(operator.place);
 }
 
+/// What a command gives; nothing once its client has left, who would wait for ever otherwise in a PAUSE.
+async fn while_there<T>(stream: &mut MessageStream, result: impl Future<Output = T>) -> Result<T, End> {
+    tokio::select! {
+        biased;
+        result = result => Ok(result),
+        () = stream.gone(MAX_MESSAGE) => Err(End::Gone),
+    }
+}
+
 async fn ended(proxy: &dyn Proxy) {
     proxy.view().drain.reached(Phase::Ended).await;
 }
@@ -171,7 +180,7 @@ impl Session {
         match tag {
             frontend::TERMINATE => return Err(End::Terminated),
             frontend::QUERY => {
-                let result = self.query(&payload).await;
+                let result = while_there(stream, self.query(&payload)).await?;
                 self.tell(result)?;
                 self.ready();
             }
@@ -183,7 +192,7 @@ impl Session {
             frontend::FLUSH => {}
             _ if self.skipping => {}
             _ => {
-                let result = self.extended(tag, &payload).await;
+                let result = while_there(stream, self.extended(tag, &payload)).await?;
                 self.skipping = result.is_err();
                 self.tell(result)?;
             }

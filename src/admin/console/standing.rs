@@ -10,18 +10,20 @@ use crate::config::TenantState;
 use crate::drain::Phase;
 use crate::sessions::Order;
 use crate::tenant::{Standing, Tenant};
-use crate::wire::PgError;
+use crate::wire::{PgError, sqlstate};
 
 /// How often is looked whether backends are free.
 const LOOK: Duration = Duration::from_millis(5);
 /// PostgreSQL's code for a command that does not fit the present state.
 const WRONG_STATE: &str = "55000";
+/// Tenants that an error names at most.
+const NAMED: usize = 5;
 
 /// A command for one tenant, or for all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Change {
-    /// Waits until no backend is in use.
-    Pause(Option<String>),
+    /// Waits until no backend is in use, and no longer than that.
+    Pause(Option<String>, Option<Duration>),
     Resume(Option<String>),
     /// Without a tenant PgBouncer's: everybody holds still at once, and backends stay open.
     SuspendAll,
@@ -36,12 +38,18 @@ pub(super) enum Change {
 /// Carries a command out and gives the tag of its CommandComplete.
 pub(super) async fn run(change: Change, operator: &str, view: View<'_>) -> Result<&'static str, PgError> {
     match change {
-        Change::Pause(name) => {
+        Change::Pause(name, within) => {
             let tenants = chosen(name, view)?;
             tenants.iter().for_each(|tenant| pause(tenant, operator, view));
-            for tenant in &tenants {
-                view.pools.evict(tenant);
-                until_free(tenant, view).await;
+            tenants.iter().for_each(|tenant| view.pools.evict(tenant));
+            let free = async {
+                for tenant in &tenants {
+                    until_free(tenant, view).await;
+                }
+            };
+            match within {
+                None => free.await,
+                Some(within) => tokio::time::timeout(within, free).await.map_err(|_| still_busy(&tenants, view))?,
             }
             Ok("PAUSE")
         }
@@ -134,16 +142,29 @@ fn resume(name: Option<String>, operator: &str, view: View<'_>) -> Result<(), Pg
     Ok(())
 }
 
+/// The pause is in force all the same.
+fn still_busy(tenants: &[Arc<Tenant>], view: View<'_>) -> PgError {
+    let busy: Vec<&str> =
+        tenants.iter().filter(|tenant| is_in_use(tenant, view)).map(|tenant| tenant.id.as_str()).collect();
+    let (shown, more) = (&busy[..busy.len().min(NAMED)], busy.len().saturating_sub(NAMED));
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    PgError::error(sqlstate::QUERY_CANCELED, "paused, but backends are still in use")
+        .with_detail(format!("Clients hold backends of: {}{more}.", shown.join(", ")))
+        .with_hint("SHOW CLIENTS has them, KILL_CLIENT ends one; RESUME ends the pause.")
+}
+
+/// Whether a client of the tenant has a backend.
+fn is_in_use(tenant: &Arc<Tenant>, view: View<'_>) -> bool {
+    let of_tenant = |session: &Arc<crate::sessions::Session>| Arc::ptr_eq(&session.tenant, tenant);
+    let held = view.sessions.all().iter().any(|session| of_tenant(session) && session.backend().is_some());
+    // Those that listen for many clients run nothing of theirs.
+    held || view.pools.counts(tenant).active as usize > view.hubs.count(tenant)
+}
+
 /// Until no client of the tenant has a backend, or the tenant is no longer paused.
 async fn until_free(tenant: &Arc<Tenant>, view: View<'_>) {
-    let in_use = || {
-        let of_tenant = |session: &Arc<crate::sessions::Session>| Arc::ptr_eq(&session.tenant, tenant);
-        let held = view.sessions.all().iter().any(|session| of_tenant(session) && session.backend().is_some());
-        // Those that listen for many clients run nothing of theirs.
-        held || view.pools.counts(tenant).active as usize > view.hubs.count(tenant)
-    };
     let stays = || tenant.state().state == TenantState::Paused && !tenant.is_retired();
-    while stays() && in_use() && view.drain.phase() != Phase::Ended {
+    while stays() && is_in_use(tenant, view) && view.drain.phase() != Phase::Ended {
         tokio::time::sleep(LOOK).await;
     }
 }

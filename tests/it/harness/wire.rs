@@ -167,6 +167,11 @@ impl Wire {
         self.stream.flush().await
     }
 
+    /// Sends nothing more: the other side reads an end of file.
+    pub async fn leave(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await
+    }
+
     /// The next byte, before messages begin (the answer to an SSLRequest).
     pub async fn byte(&mut self) -> io::Result<u8> {
         timeout(self.deadline, self.stream.read_u8()).await.expect("a byte within the deadline")

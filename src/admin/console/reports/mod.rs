@@ -4,7 +4,7 @@
 
 mod connections;
 mod process;
-mod settings;
+pub(super) mod settings;
 mod stats;
 mod tenants;
 
@@ -36,7 +36,7 @@ pub(super) fn help() -> String {
     let names: Vec<&str> = REPORTS.iter().map(|report| report.name).collect();
     format!(
         "Console usage\n\tSHOW HELP|{}\n\tEXPLAIN ROUTE [user=…] [database=…] [options='…'] [sni=…] [certificate=…]\n\t\
-         RELOAD\n\tRECONNECT [<tenant>]\n\tWAIT_CLOSE [<tenant>]\n\tPAUSE [<tenant>]\n\tRESUME [<tenant>]\n\t\
+         RELOAD\n\tSET <key> = <value>|DEFAULT\n\tRECONNECT [<tenant>]\n\tWAIT_CLOSE [<tenant>]\n\tPAUSE [<tenant>] [WITHIN '<time>']\n\tRESUME [<tenant>]\n\t\
          SUSPEND\n\tSUSPEND|MAINTENANCE|READ_ONLY <tenant> ['reason']\n\tDISABLE <tenant>\n\tENABLE <tenant>\n\t\
          KILL <tenant>\n\tKILL_CLIENT <client_id>\n\tSHUTDOWN\n\t\
          SHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n",
