@@ -28,10 +28,12 @@ test: drivers
 	@$(MAKE) --no-print-directory postgres18
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-# What depends most on the server's version, once more with PostgreSQL 18 where it could be had.
+# What depends most on the server's version, once more with PostgreSQL 18 where it could be had, and through epoll: all other
+# tests use io_uring where the kernel has it.
 postgres18:
 	@if [ -x target/postgres18/bin/postgres ]; then set -x; \
-	PGTENANT_TEST_BIN_DIR=$(CURDIR)/target/postgres18/bin cargo test -q --test it -- relay:: prepared:: copy:: cancel:: state:: startup::; \
+	PGTENANT__LISTEN__ENGINE=epoll PGTENANT_TEST_BIN_DIR=$(CURDIR)/target/postgres18/bin \
+	cargo test -q --test it -- relay:: prepared:: copy:: cancel:: state:: startup::; \
 	else echo 'PostgreSQL 18 is not here: its tests are left out'; fi
 
 # What the integration tests run beside the proxy: the driver programs and PostgreSQL 18.
