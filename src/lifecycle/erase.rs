@@ -11,7 +11,7 @@ use super::destroy::Copies;
 use super::instance::{Instance, Session};
 use super::journal::Journal;
 use super::site::Site;
-use super::{Failure, edit, faults, files, provision, quote, record};
+use super::{Failure, edit, faults, files, migrate, provision, quote, record};
 use crate::config::{Databases, Tenant};
 
 const ACT: &str = "erase";
@@ -103,6 +103,8 @@ async fn roles(site: &Site, instance: &Instance, tenant: &Tenant) -> Result<(Vec
     names.extend(provision::owner_of(instance, &session, &tenant.database).await?);
     let ours = super::Roles::of(&tenant.id);
     names.extend(ours.all().map(str::to_owned));
+    // One that a migration has left that was killed.
+    names.insert(migrate::role_name(&tenant.id));
     let used = |name: &str| {
         let others =
             site.config.tenants.values().filter(|other| other.id != tenant.id && other.instance == tenant.instance);

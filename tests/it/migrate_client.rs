@@ -42,7 +42,8 @@ async fn prepared_statements_survive_a_migration() {
     }
 
     fleet.file("2_price.sql", "ALTER TABLE items ADD price int DEFAULT 7;");
-    fleet.done(&up).await;
+    let told = fleet.done(&up).await;
+    assert!(!told.contains("was not told"), "{told}");
     // Its result is the same: the client notices nothing.
     assert_eq!(run(&mut client, "named").await, ["nut"]);
     // It asks for the shape each time: it is told the new one.

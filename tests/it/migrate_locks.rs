@@ -116,3 +116,40 @@ async fn a_wave_that_does_badly_is_the_last_one() {
     assert!(told.contains("not watched: no answer from http://127.0.0.1:1"), "{told}");
     assert!(told.contains("the proxy was not told of the changed schemas"), "{told}");
 }
+
+#[tokio::test]
+async fn a_statement_that_outlives_its_run_is_ended_and_the_next_run_begins() {
+    let fleet = Fleet::new(1).await;
+    // Slow for as long as this table is not there.
+    let slow = "SELECT pg_sleep(CASE WHEN to_regclass('public.quick') IS NULL THEN 60 ELSE 0 END)";
+    fleet.file("1_a.sql", &format!("{slow};\nCREATE TABLE a (x int);"));
+    let run = fleet.begin(&["migrate", "up", "--waves", "rest"]);
+    let working = "SELECT 1 FROM pg_stat_activity WHERE usename ~ '^pgtenant_migrate' AND query ~ 'pg_sleep'";
+    crate::eventually!(!fleet.sql("t00", working).await.is_empty());
+    run.kill().await;
+    fleet.sql("t00", "CREATE TABLE quick ()").await;
+    let begun = std::time::Instant::now();
+    fleet.done(&["migrate", "up", "--waves", "rest"]).await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(fleet.versions(&fleet.tenants).await, "1");
+}
+
+#[tokio::test]
+async fn an_interrupted_run_finishes_what_it_is_at() {
+    let fleet = Fleet::new(3).await;
+    fleet.file("1_a.sql", "CREATE TABLE a (x int);\nSELECT pg_sleep(0.5);");
+    let mut run = fleet.begin(&["migrate", "up", "--waves", "1,rest", "--bake", "60s"]);
+    run.until(|told| told["bakes"] == "1").await;
+    run.interrupt();
+    let (status, last) = run.end().await;
+    assert_eq!((status, &last["stopped"]), (1, &json!("after wave 1: interrupted")), "{last}");
+    let mut run = fleet.begin(&["migrate", "resume", "--parallel", "1", "--bake", "0s"]);
+    run.until(|told| told["wave"] == "rest").await;
+    crate::eventually!(!fleet.roles_left().await.is_empty());
+    run.interrupt();
+    let (status, last) = run.end().await;
+    assert_eq!((status, &last["summary"]["migrated"]), (1, &json!(1)), "{last}");
+    assert_eq!((&last["stopped"], &last["summary"]["not-reached"]), (&json!("interrupted"), &json!(1)), "{last}");
+    fleet.done(&["migrate", "resume"]).await;
+    assert_eq!(fleet.versions(&fleet.tenants).await, "1");
+}

@@ -1,6 +1,7 @@
 //! What a migration may do: everything in its tenant's database, and nothing outside of it.
 
 use crate::harness::fleet::Fleet;
+use crate::harness::ground::{Ground, password};
 
 #[tokio::test]
 async fn a_migration_cannot_reach_beyond_its_tenant() {
@@ -66,7 +67,7 @@ async fn an_owner_who_could_reach_others_is_refused() {
     fleet.sql("t00", "CREATE DATABASE other OWNER t00_owner").await;
     let told = fleet.ends(2, &up).await;
     assert!(told.contains("\"postgres\", who has the rights of"), "{told}");
-    assert!(told.contains("who owns other as well"), "{told}");
+    assert!(told.contains("as the owner of other as well"), "{told}");
     fleet.sql("t00", "ALTER DATABASE t00 OWNER TO t00_owner").await;
     fleet.done(&[&up[..], &["--set", "migrate.shared_owners=true"]].concat()).await;
     assert_eq!(fleet.versions(&fleet.tenants).await, "1");
@@ -90,4 +91,45 @@ async fn what_the_database_sets_does_not_stop_a_migration() {
             .await,
         "public,public"
     );
+}
+
+#[tokio::test]
+async fn an_admin_who_is_no_superuser_migrates_what_it_has_made() {
+    let ground = Ground::with_admin("CREATEROLE CREATEDB", &[("migrate.bake", "0s".into())]).await;
+    let migrations = ground.proxy.files.dir().join("migrations");
+    std::fs::create_dir(&migrations).unwrap();
+    std::fs::write(migrations.join("1_a.sql"), "CREATE TABLE a (x int)").unwrap();
+    let migrations = migrations.to_str().unwrap();
+    ground.done(&["tenant", "create", "acme", "--migrations", migrations]).await;
+    std::fs::write(format!("{migrations}/2_b.sql"), "RESET ROLE; SET ROLE NONE; CREATE TABLE b (x int)").unwrap();
+    ground.done(&["migrate", "up", "--dir", migrations]).await;
+    ground.done(&["migrate", "verify", "--dir", migrations]).await;
+    let owners =
+        ground.sql("acme", "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname IN ('a', 'b')").await;
+    assert_eq!(owners, [[Some("acme_owner".to_owned())]]);
+    assert_eq!(ground.left().await, ["acme", "acme_app", "acme_owner", "acme_ro"]);
+}
+
+#[tokio::test]
+async fn a_template_with_a_history_is_gone_on_from() {
+    let ground = Ground::with_admin("SUPERUSER", &[("migrate.bake", "0s".into())]).await;
+    let migrations = ground.proxy.files.dir().join("migrations");
+    std::fs::create_dir(&migrations).unwrap();
+    std::fs::write(migrations.join("1_a.sql"), "CREATE TABLE a (x int)").unwrap();
+    let migrations = migrations.to_str().unwrap();
+    ground.done(&["tenant", "create", "first", "--migrations", migrations]).await;
+    // The smoke test's backend waits in the pool.
+    let sessions = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = 'first'";
+    ground.sql("postgres", sessions).await;
+    ground.sql("postgres", "CREATE DATABASE app_v1 TEMPLATE first").await;
+    std::fs::write(format!("{migrations}/2_b.sql"), "CREATE TABLE b (x int)").unwrap();
+    let printed =
+        ground.done(&["tenant", "create", "acme", "--template", "app_v1", "--migrations", migrations, "--json"]).await;
+    let mut app = ground.log_in("acme", "acme_app", &password(&printed, "acme_app")).await;
+    assert_eq!(
+        app.value("SELECT string_agg(version::text, ',' ORDER BY version) FROM pgtenant.migrations").await,
+        "1,2"
+    );
+    app.query("INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)").await.unwrap();
+    assert_eq!(app.query("DELETE FROM pgtenant.migrations").await.unwrap_err().sqlstate(), "42501");
 }

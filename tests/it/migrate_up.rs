@@ -189,3 +189,38 @@ async fn what_is_not_right_is_said_before_anything_is_begun() {
     assert!(told.contains("add.sql: its name says no version"), "{told}");
     assert!(fleet.sql("t00", "SELECT 1 FROM pg_namespace WHERE nspname = 'pgtenant'").await.is_empty());
 }
+
+/// `--nocapture` shows it as an operator sees it.
+#[tokio::test]
+async fn a_terminal_shows_a_bar_for_each_wave() {
+    if !std::path::Path::new("/usr/bin/script").exists() {
+        eprintln!("skipped: there is no script (Debian: bsdutils)");
+        return;
+    }
+    let fleet = Fleet::two(6).await;
+    fleet.file("1_a.sql", "CREATE TABLE a (x int);\nSELECT pg_sleep(0.3);");
+    fleet.sql("t03", "CREATE TABLE a (y int)").await;
+    let command =
+        fleet.command(&["migrate", "up", "--waves", "canary:tenant=t00,2,rest", "--max-failures", "2", "--bake", "1s"]);
+    let command = command.as_std();
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| format!("'{}'", word.to_string_lossy()))
+        .collect();
+    let mut script = tokio::process::Command::new("script");
+    script
+        .args(["-qec", &format!("stty cols 110; {}", words.join(" ")), "/dev/null"])
+        .stdin(std::process::Stdio::null());
+    let output = script.output().await.unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    println!("{shown}");
+    assert_eq!(output.status.code(), Some(1), "{shown}");
+    for part in [
+        "canary (1/3) [==============================]    1/1",
+        "wave canary: not watched",
+        "rest (3/3)",
+        "5 migrated, 1 failed",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+}

@@ -27,11 +27,12 @@ pub(super) fn summary(report: &Report) -> String {
 pub(super) fn text(report: &Report) -> String {
     let used: Vec<Column> = Column::ALL.into_iter().filter(|column| report.count(*column) > 0).collect();
     let mut rows: Vec<(String, Vec<usize>)> = Vec::new();
-    let mut waves: BTreeMap<(bool, &str), Vec<&Row>> = BTreeMap::new();
+    let mut waves: BTreeMap<(usize, &str), Vec<&Row>> = BTreeMap::new();
+    let place = |wave: &str| report.waves.iter().position(|label| label == wave).unwrap_or(report.waves.len());
     let mut instances: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     for row in report.tenants.values() {
-        let wave = row.wave.as_deref();
-        waves.entry((wave.is_none(), wave.unwrap_or("in no wave"))).or_default().push(row);
+        let wave = row.wave.as_deref().map_or((usize::MAX, "in no wave"), |wave| (place(wave), wave));
+        waves.entry(wave).or_default().push(row);
         instances.entry(&row.instance).or_default().push(row);
     }
     let count = |rows: &[&Row]| {
@@ -39,11 +40,11 @@ pub(super) fn text(report: &Report) -> String {
         used.iter().map(of).collect::<Vec<usize>>()
     };
     if waves.len() > 1 {
-        rows.extend(
-            waves
-                .iter()
-                .map(|((none, wave), of)| (if *none { (*wave).to_owned() } else { format!("wave {wave}") }, count(of))),
-        );
+        let name = |&(place, wave): &(usize, &str)| match place {
+            usize::MAX => wave.to_owned(),
+            _ => format!("wave {wave}"),
+        };
+        rows.extend(waves.iter().map(|(wave, of)| (name(wave), count(of))));
     }
     if instances.len() > 1 {
         rows.extend(instances.iter().map(|(instance, of)| (format!("instance {instance}"), count(of))));
@@ -105,7 +106,8 @@ mod tests {
 
     #[test]
     fn the_matrix_counts_by_wave_and_instance() {
-        let mut report = Report { seconds: 1.25, ..Report::default() };
+        let waves = ["canary", "10%", "rest"].map(str::to_owned).to_vec();
+        let mut report = Report { seconds: 1.25, waves, ..Report::default() };
         let mut add = |id: &str, instance: &str, wave: Option<&str>, state: State| {
             let row = Row { instance: instance.to_owned(), wave: wave.map(str::to_owned), version: None, state };
             report.tenants.insert(id.to_owned(), row);
@@ -113,19 +115,21 @@ mod tests {
         let migrated = || State::Migrated { versions: vec![1], seconds: 0.5, retries: 0 };
         add("acme", "one", Some("canary"), migrated());
         add("globex", "two", Some("rest"), migrated());
+        add("hooli", "two", Some("10%"), migrated());
         add("initech", "two", Some("rest"), State::Failed { why: "it broke".to_owned(), versions: vec![] });
         add("umbrella", "one", None, State::Drift { why: vec!["1_a was edited".to_owned()] });
         let expected = "\
 \x20                migrated        drift       failed
 wave canary             1            .            .
+wave 10%                1            .            .
 wave rest               1            .            1
 in no wave              .            1            .
 instance one            1            1            .
-instance two            1            .            1
-all                     2            1            1
+instance two            2            .            1
+all                     3            1            1
 drift: umbrella: 1_a was edited
 failed: initech: it broke
-2 migrated, 1 drift, 1 failed of 4 tenants in 1.2 s
+3 migrated, 1 drift, 1 failed of 5 tenants in 1.2 s
 ";
         assert_eq!(text(&report), expected);
         assert_eq!(counts(&report)["not-reached"], 0);

@@ -13,6 +13,9 @@ use crate::lifecycle::migrate::run::{Event, Listener};
 use crate::lifecycle::migrate::state::{Row, State};
 use crate::lifecycle::migrate::work::Note;
 
+/// The bar of the look at all tenants, before the first wave.
+const LOOK: &str = "look";
+
 /// See the module.
 pub(super) struct Progress {
     json: bool,
@@ -43,7 +46,7 @@ impl Progress {
 
     /// The last bar stays as it is.
     pub fn end(&self) {
-        self.bar().abandon();
+        leave(&self.bar());
     }
 
     fn bar(&self) -> std::sync::MutexGuard<'_, ProgressBar> {
@@ -68,14 +71,15 @@ impl Progress {
         if !self.terminal {
             return;
         }
+        let mut current = self.bar();
+        leave(&current);
         let style = ProgressStyle::with_template("{prefix:>14} [{bar:30}] {pos:>4}/{len:<4} {elapsed:>5}  {wide_msg}");
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
         let bar = ProgressBar::with_draw_target(Some(length as u64), ProgressDrawTarget::stderr());
         bar.set_style(style);
         bar.set_prefix(label);
         bar.enable_steady_tick(Duration::from_millis(200));
-        let before = std::mem::replace(&mut *self.bar(), bar);
-        before.abandon();
+        *current = bar;
     }
 
     fn tell(&self, event: &Event<'_>) {
@@ -86,7 +90,7 @@ impl Progress {
             return;
         }
         match event {
-            Event::Looks { tenants } => self.begin_bar("look".to_owned(), *tenants),
+            Event::Looks { tenants } => self.begin_bar(LOOK.to_owned(), *tenants),
             Event::Looked => self.bar().inc(1),
             Event::Wave { number, of, wave } => {
                 let label = format!("{} ({number}/{of})", wave.label);
@@ -128,6 +132,18 @@ impl Progress {
             Event::Remark(text) => self.line(text),
         }
     }
+}
+
+/// A wave's bar stays, and what follows begins on a line of its own; that of the look goes.
+fn leave(bar: &ProgressBar) {
+    if bar.is_hidden() || bar.is_finished() {
+        return;
+    }
+    if bar.prefix() == LOOK {
+        return bar.finish_and_clear();
+    }
+    bar.abandon();
+    eprintln!();
 }
 
 fn as_json(event: &Event<'_>) -> Option<Value> {

@@ -14,6 +14,8 @@ pub mod state;
 pub mod waves;
 pub mod work;
 
+pub use seat::role_name;
+
 use std::time::Duration;
 
 /// In fault points and the audit log.

@@ -1,6 +1,6 @@
 //! A run: a look at every tenant, then wave by wave, with rules for stopping, and who came meanwhile at the end.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +16,9 @@ use super::waves::{Assigned, MaxFailures, Waves};
 use super::work::{self, Job, Note, Survey};
 use super::{ACT, Target};
 use crate::config::{Config, Tenant};
+
+/// How often somebody is looked for who wants it to end.
+const POLL: Duration = Duration::from_millis(100);
 
 /// How the run goes through its tenants.
 #[derive(Debug, Clone)]
@@ -124,7 +127,7 @@ impl Run {
             Some(earlier) => again(&earlier.waves, &pending),
         };
         journal.waves(&waves)?;
-        if self.failed_too_often(&report, tenants.len(), &[]) {
+        if self.failed_too_often(&report, &[]) {
             report.stopped = Some(self.too_many(&report));
         } else {
             self.all_waves(&shared, &waves, tenants, journal, &mut report).await?;
@@ -191,6 +194,7 @@ impl Run {
         let by_id: HashMap<&str, &Arc<Tenant>> = tenants.iter().map(|tenant| (tenant.id.as_str(), tenant)).collect();
         for (place, wave) in waves.iter().enumerate() {
             let is_last = place + 1 == waves.len();
+            report.waves.push(wave.label.clone());
             (self.listener)(&Event::Wave { number: place + 1, of: waves.len(), wave });
             let before = match is_last || self.pace.bake.is_zero() {
                 true => None,
@@ -202,11 +206,14 @@ impl Run {
             faults::point(ACT, "wave")?;
             if self.interrupted.load(Ordering::Relaxed) {
                 report.stopped = Some("interrupted".to_owned());
-            } else if self.failed_too_often(report, tenants.len(), &wave.tenants) {
+            } else if self.failed_too_often(report, &wave.tenants) {
                 report.stopped = Some(self.too_many(report));
             } else if let Some(before) = before {
                 (self.listener)(&Event::Bakes { wave, time: self.pace.bake });
-                let verdict = self.watch.bake(&wave.tenants, before, self.pace.bake).await;
+                let verdict = tokio::select! {
+                    verdict = self.watch.bake(&wave.tenants, before, self.pace.bake) => verdict,
+                    () = self.interruption() => Verdict::Bad("interrupted".to_owned()),
+                };
                 (self.listener)(&Event::Baked { wave, verdict: &verdict });
                 journal.baked(&wave.label, &format!("{verdict:?}"))?;
                 if let Verdict::Bad(why) = verdict {
@@ -218,6 +225,12 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    async fn interruption(&self) {
+        while !self.interrupted.load(Ordering::Relaxed) {
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     async fn one_wave(
@@ -262,7 +275,7 @@ impl Run {
     }
 
     /// Too many in all, too many of this wave, or all of this wave.
-    fn failed_too_often(&self, report: &Report, all: usize, wave: &[String]) -> bool {
+    fn failed_too_often(&self, report: &Report, wave: &[String]) -> bool {
         let failed =
             |tenant: &&String| report.tenants.get(*tenant).is_some_and(|row| row.state.column() == Column::Failed);
         let in_wave = wave.iter().filter(failed).count();
@@ -271,7 +284,7 @@ impl Run {
             MaxFailures::Percent(_) => in_wave > most.of(wave.len()),
             MaxFailures::Count(_) => in_wave == wave.len(),
         };
-        report.count(Column::Failed) > most.of(all) || (in_wave > 0 && share_of_wave)
+        report.count(Column::Failed) > most.of(report.tenants.len()) || (in_wave > 0 && share_of_wave)
     }
 
     fn too_many(&self, report: &Report) -> String {
@@ -307,17 +320,16 @@ impl Run {
 
 /// The waves of a run that goes on: those of before with whoever is still to come, and a last one for everybody else.
 fn again(waves: &[Assigned], pending: &[Arc<Tenant>]) -> Vec<Assigned> {
-    let mut left: Vec<String> = pending.iter().map(|tenant| tenant.id.clone()).collect();
+    let mut left: BTreeSet<String> = pending.iter().map(|tenant| tenant.id.clone()).collect();
     let mut assigned = Vec::new();
     for wave in waves {
-        let tenants: Vec<String> = wave.tenants.iter().filter(|tenant| left.contains(tenant)).cloned().collect();
-        left.retain(|tenant| !tenants.contains(tenant));
+        let tenants: Vec<String> = wave.tenants.iter().filter_map(|tenant| left.take(tenant)).collect();
         if !tenants.is_empty() {
             assigned.push(Assigned { label: wave.label.clone(), tenants });
         }
     }
     if !left.is_empty() {
-        assigned.push(Assigned { label: "rest".to_owned(), tenants: left });
+        assigned.push(Assigned { label: "rest".to_owned(), tenants: left.into_iter().collect() });
     }
     assigned
 }

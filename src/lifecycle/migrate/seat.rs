@@ -29,12 +29,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(200);
 /// A login that a killed run left behind ends by itself.
 const VALID: time::Duration = time::Duration::days(1);
-/// What a role can do with a cluster beyond its own databases.
-const FAR_REACHING: &str = "SELECT pg_get_userbyid(datdba),
+/// The database's owner; the roles by which it could act on the whole cluster (predefined ones reach files, programs, and
+/// others' sessions); and the other databases that it could act on as their owner.
+const REACH: &str = "SELECT pg_get_userbyid(datdba),
     (SELECT string_agg(r.rolname, ', ') FROM pg_roles r WHERE pg_has_role(datdba, r.oid, 'MEMBER')
-        AND (r.rolsuper OR r.rolcreaterole OR r.rolreplication OR r.rolname IN
-             ('pg_execute_server_program', 'pg_write_server_files', 'pg_read_server_files'))),
-    (SELECT string_agg(o.datname, ', ') FROM pg_database o WHERE o.datdba = d.datdba AND o.datname <> d.datname)
+        AND (r.rolsuper OR r.rolcreaterole OR r.rolreplication
+             OR (r.rolname ~ '^pg_' AND r.rolname <> 'pg_database_owner'))),
+    (SELECT string_agg(o.datname, ', ') FROM pg_database o
+      WHERE pg_has_role(d.datdba, o.datdba, 'MEMBER') AND o.datname <> d.datname)
   FROM pg_database d WHERE datname = current_database()";
 
 /// See the module.
@@ -100,8 +102,8 @@ impl<'a> Seat<'a> {
     }
 }
 
-/// The same for a tenant each time: what a killed run has left is found.
-fn role_name(tenant: &str) -> String {
+/// The login that works on a tenant; the same each time, so that what a killed run has left is found.
+pub fn role_name(tenant: &str) -> String {
     let digest = Sha256::digest(tenant.as_bytes());
     let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("pgtenant_migrate_{hex}")
@@ -129,7 +131,7 @@ async fn lock(instance: &Instance, client: &Client, admin: &Client, key: i32, te
 
 /// The role that migrations run as, where it can do nothing beyond its tenant.
 async fn owner(instance: &Instance, admin: &Client, target: &Target<'_>, shared: bool) -> Result<String, Failure> {
-    let rows = instance.rows(admin, "look at the database's owner", FAR_REACHING).await?;
+    let rows = instance.rows(admin, "look at the database's owner", REACH).await?;
     let row = rows.into_iter().next().unwrap_or_default();
     let (owner, reach, others) = (row.first().cloned().flatten(), row.get(1), row.get(2));
     let owner = owner.ok_or_else(|| Failure::Order(format!("no database {:?}", target.database)))?;
@@ -147,7 +149,7 @@ async fn owner(instance: &Instance, admin: &Client, target: &Target<'_>, shared:
     }
     match others {
         Some(Some(others)) if !shared => refuse(format!(
-            "who owns {others} as well; give each an owner of its own, or allow it with [migrate] shared_owners"
+            "who can act as the owner of {others} as well; give each an owner of its own, or allow it with [migrate] shared_owners"
         )),
         _ => Ok(owner),
     }

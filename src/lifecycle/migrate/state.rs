@@ -112,6 +112,8 @@ pub struct Row {
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
 pub struct Report {
     pub tenants: BTreeMap<String, Row>,
+    /// In the order in which they went.
+    pub waves: Vec<String>,
     /// Why the run did not go through all its waves.
     pub stopped: Option<String>,
     pub seconds: f64,

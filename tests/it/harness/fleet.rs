@@ -205,6 +205,18 @@ impl Ongoing {
         }
     }
 
+    /// kill -9.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Ctrl-C.
+    pub fn interrupt(&self) {
+        let pid = self.child.id().expect("it runs");
+        // SAFETY: a signal to a child of ours that was not waited for.
+        unsafe { libc::kill(pid.cast_signed(), libc::SIGINT) };
+    }
+
     /// All that was told, to the end.
     pub async fn end_telling(mut self) -> Vec<Value> {
         while let Some(line) = self.lines.next_line().await.unwrap() {
