@@ -251,3 +251,27 @@ async fn a_state_is_set_at_once_and_by_no_other_site() {
     assert_eq!(put(path, &[], r#"{"state": null}"#).await.0, 200);
     scene::connect(&proxy, &scene.acme).await.query("SELECT 1").await.unwrap();
 }
+
+#[tokio::test]
+async fn a_changed_schema_is_told_by_whoever_may_change_a_state() {
+    let scene = Scene::new().await;
+    let files = scene.files();
+    let token = scene::secret(&files, "http.token", "0123456789abcdef0123");
+    let proxy = Proxy::start(files.set("http.token.file", scene::path_value(token))).await;
+    let ask = async |method: &str, path: &str, headers: &[(&str, &str)]| {
+        let stream = TcpStream::connect(proxy.http_address()).await.unwrap();
+        http_ask(stream, method, path, headers, "").await.0
+    };
+    let path = "/api/v1/tenants/acme/schema-changed";
+    let token = ("Authorization", "Bearer 0123456789abcdef0123");
+    assert_eq!(ask("POST", path, &[]).await, 401);
+    assert_eq!(ask("POST", path, &[token, ("Origin", "https://evil.example.com")]).await, 403);
+    assert_eq!(ask("POST", "/api/v1/tenants/globex/schema-changed", &[token]).await, 404);
+    assert_eq!(ask("GET", path, &[token]).await, 405);
+    // Before anybody has used the tenant, and afterwards.
+    assert_eq!(ask("POST", path, &[token]).await, 204);
+    let mut client = scene::connect(&proxy, &scene.acme).await;
+    client.query("SELECT 1").await.unwrap();
+    assert_eq!(ask("POST", path, &[token]).await, 204);
+    client.query("SELECT 1").await.unwrap();
+}

@@ -143,6 +143,11 @@ async fn an_interrupted_run_finishes_what_it_is_at() {
     run.interrupt();
     let (status, last) = run.end().await;
     assert_eq!((status, &last["stopped"]), (1, &json!("after wave 1: interrupted")), "{last}");
+    // Whoever was to be watched is watched first, when the run goes on.
+    let mut run = fleet.begin(&["migrate", "resume", "--bake", "60s"]);
+    run.until(|told| told["bakes"] == "1").await;
+    run.interrupt();
+    assert_eq!(run.end().await.1["stopped"], "after wave 1: interrupted");
     let mut run = fleet.begin(&["migrate", "resume", "--parallel", "1", "--bake", "0s"]);
     run.until(|told| told["wave"] == "rest").await;
     crate::eventually!(!fleet.roles_left().await.is_empty());

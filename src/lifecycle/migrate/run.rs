@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::super::{Failure, Site, faults};
-use super::bake::{Verdict, Watch};
+use super::bake::{Sample, Verdict, Watch};
 use super::run_journal::{Earlier, RunJournal};
 use super::state::{Column, Report, Row, State};
 use super::waves::{Assigned, MaxFailures, Waves};
@@ -122,14 +122,17 @@ impl Run {
             (self.listener)(&Event::Became { tenant, row });
         }
         let pending = Self::pending(&report, tenants);
-        let waves = match earlier {
+        let waves = match &earlier {
             None => self.pace.waves.assign(&pending, &self.site.config),
             Some(earlier) => again(&earlier.waves, &pending),
         };
         journal.waves(&waves)?;
         if self.failed_too_often(&report, &[]) {
             report.stopped = Some(self.too_many(&report));
-        } else {
+        } else if let Some(earlier) = earlier.filter(|_| !waves.is_empty()) {
+            self.bake_again(&earlier, journal, &mut report).await?;
+        }
+        if report.stopped.is_none() {
             self.all_waves(&shared, &waves, tenants, journal, &mut report).await?;
             self.newcomers(&shared, journal, &mut report).await?;
         }
@@ -209,20 +212,49 @@ impl Run {
             } else if self.failed_too_often(report, &wave.tenants) {
                 report.stopped = Some(self.too_many(report));
             } else if let Some(before) = before {
-                (self.listener)(&Event::Bakes { wave, time: self.pace.bake });
-                let verdict = tokio::select! {
-                    verdict = self.watch.bake(&wave.tenants, before, self.pace.bake) => verdict,
-                    () = self.interruption() => Verdict::Bad("interrupted".to_owned()),
-                };
-                (self.listener)(&Event::Baked { wave, verdict: &verdict });
-                journal.baked(&wave.label, &format!("{verdict:?}"))?;
-                if let Verdict::Bad(why) = verdict {
-                    report.stopped = Some(format!("after wave {}: {why}", wave.label));
-                }
+                report.stopped = self.bake(wave, before, journal).await?;
             }
             if report.stopped.is_some() {
                 return Ok(());
             }
+        }
+        Ok(())
+    }
+
+    /// Watches a wave; gives why the next one must not begin.
+    async fn bake(
+        &self,
+        wave: &Assigned,
+        before: Result<Sample, String>,
+        journal: &mut RunJournal,
+    ) -> Result<Option<String>, Failure> {
+        (self.listener)(&Event::Bakes { wave, time: self.pace.bake });
+        let verdict = tokio::select! {
+            verdict = self.watch.bake(&wave.tenants, before, self.pace.bake) => verdict,
+            () = self.interruption() => return Ok(Some(format!("after wave {}: interrupted", wave.label))),
+        };
+        (self.listener)(&Event::Baked { wave, verdict: &verdict });
+        journal.baked(&wave.label, &format!("{verdict:?}"))?;
+        Ok(match verdict {
+            Verdict::Bad(why) => Some(format!("after wave {}: {why}", wave.label)),
+            _ => None,
+        })
+    }
+
+    /// The last wave that an earlier run has gone through, where it was cut off before that was watched.
+    async fn bake_again(
+        &self,
+        earlier: &Earlier,
+        journal: &mut RunJournal,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        let is_there = |tenant: &String| report.tenants.get(tenant).is_some_and(|row| row.state.is_there());
+        let through = earlier.waves.iter().rfind(|wave| {
+            wave.tenants.iter().all(is_there) && wave.tenants.iter().any(|tenant| earlier.states.contains_key(tenant))
+        });
+        if let Some(wave) = through.filter(|wave| !earlier.baked.contains(&wave.label) && !self.pace.bake.is_zero()) {
+            let before = self.watch.sample(&wave.tenants).await;
+            report.stopped = self.bake(wave, before, journal).await?;
         }
         Ok(())
     }
@@ -300,7 +332,13 @@ impl Run {
         report: &mut Report,
     ) -> Result<(), Failure> {
         while report.stopped.is_none() {
-            let (_, tenants) = (self.selection)()?;
+            let (_, tenants) = match (self.selection)() {
+                Ok(selected) => selected,
+                Err(failure) => {
+                    (self.listener)(&Event::Remark(format!("new tenants were not looked for: {failure}")));
+                    break;
+                }
+            };
             let new: Vec<Arc<Tenant>> =
                 tenants.into_iter().filter(|tenant| !report.tenants.contains_key(&tenant.id)).collect();
             if new.is_empty() {

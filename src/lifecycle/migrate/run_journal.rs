@@ -1,7 +1,7 @@
 //! The journal of a run over many tenants: its order, its waves, and what became of each tenant, so that `resume` goes on
 //! with the same tenants in the same waves. What is applied is told by the tenants' own histories alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -42,6 +42,8 @@ pub struct Earlier {
     pub order: Order,
     pub waves: Vec<Assigned>,
     pub states: BTreeMap<String, State>,
+    /// Waves that were watched, with whatever outcome.
+    pub baked: BTreeSet<String>,
     /// Why it did not finish; none: it was killed.
     pub stopped: Option<String>,
 }
@@ -135,8 +137,8 @@ fn read_lines(text: &str) -> Result<Option<Earlier>, String> {
         };
         match (line, &mut earlier) {
             (Line::Begun { when, who, order }, _) => {
-                let (waves, states) = (Vec::new(), BTreeMap::new());
-                earlier = Some(Earlier { when, who, order, waves, states, stopped: None });
+                let (waves, states, baked) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+                earlier = Some(Earlier { when, who, order, waves, states, baked, stopped: None });
             }
             (_, None) => return Err("its beginning is missing".to_owned()),
             (Line::Waves { waves }, Some(run)) => run.waves.extend(waves),
@@ -145,7 +147,7 @@ fn read_lines(text: &str) -> Result<Option<Earlier>, String> {
                 // It went on after an end.
                 run.stopped = None;
             }
-            (Line::Baked { .. }, Some(_)) => {}
+            (Line::Baked { label, .. }, Some(run)) => _ = run.baked.insert(label),
             (Line::Ended { why, .. }, Some(run)) => run.stopped = Some(why),
         }
     }
@@ -168,12 +170,13 @@ mod tests {
         let wave = Assigned { label: "canary".to_owned(), tenants: vec!["acme".to_owned()] };
         journal.waves(std::slice::from_ref(&wave)).unwrap();
         journal.tenant("acme", &State::NotReached).unwrap();
+        journal.baked("canary", "well").unwrap();
         journal.file.write_all(b"{\"tenant\":").unwrap();
         drop(journal);
         let mut journal = RunJournal::open(dir.path()).unwrap();
         let earlier = journal.earlier().unwrap().unwrap();
         assert_eq!((&earlier.order, earlier.waves, earlier.stopped), (&order, vec![wave], None));
-        assert_eq!(earlier.states["acme"], State::NotReached);
+        assert_eq!((&earlier.states["acme"], earlier.baked.contains("canary")), (&State::NotReached, true));
         journal.file.write_all(b"\n").unwrap();
         journal.ended("too many failures").unwrap();
         assert_eq!(journal.earlier().unwrap().unwrap().stopped.as_deref(), Some("too many failures"));

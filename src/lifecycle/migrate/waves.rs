@@ -47,6 +47,10 @@ impl FromStr for Waves {
         let wrong = |what: &str| Failure::Order(format!("waves {text:?}: {what}; {FORM}"));
         let waves: Vec<Wave> =
             text.split(',').map(|wave| read(wave.trim()).map_err(|what| wrong(&what))).collect::<Result<_, _>>()?;
+        let twice = |wave: &&Wave| waves.iter().filter(|other| other.label == wave.label).count() > 1;
+        if let Some(wave) = waves.iter().find(twice).filter(|wave| wave.who != Who::Rest) {
+            return Err(wrong(&format!("two are called {0}; give them names, as in early:{0}", wave.label)));
+        }
         let rests = waves.iter().filter(|wave| wave.who == Who::Rest).count();
         match waves.last() {
             Some(wave) if wave.who == Who::Rest && rests == 1 => Ok(Waves(waves)),
@@ -219,6 +223,7 @@ mod tests {
             ("0,rest", "neither a number"),
             ("120%,rest", "is no share"),
             (":1,rest", "no name"),
+            ("5%,5%,rest", "two are called 5%"),
             ("x:teir=gold,rest", "did you mean tier"),
         ] {
             let error = text.parse::<Waves>().unwrap_err().to_string();
