@@ -7,6 +7,7 @@ use crate::bundle::manifest::Contents;
 use crate::bundle::progress::Progress;
 use crate::bundle::restore::{self, Opened};
 use crate::bundle::sealing::Identities;
+use crate::bundle::seat::{self, Seat};
 use crate::lifecycle::instance::Instance;
 use crate::lifecycle::quote::identifier;
 use crate::lifecycle::shelf::{self, Stored};
@@ -45,18 +46,19 @@ async fn prove(site: &Site, stored: &Stored, instance: Option<&str>, progress: &
     let instance = site.instance(&place(site, stored, instance)?)?;
     stays_in_its_region(&opened, &instance)?;
     opened.fits(&instance).await?;
-    opened.without_roles(&instance.admin().user);
     let database = shelf::scratch(&stored.tenant);
     drop_scratch(&instance, &stored.tenant).await?;
+    let seat = Seat::take(&instance, &seat_of(&stored.tenant), &[]).await?;
+    opened.give_all_to(seat.role());
     {
         let session = instance.session().await?;
-        restore::create(&instance, &session, &database, None, &opened.manifest.database).await?;
+        restore::create(&instance, &session, &database, Some(seat.role()), &opened.manifest.database).await?;
         let close = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", identifier(&database));
         instance.run(&session, "close the database to others", &close).await?;
     }
     faults::point(ACT, "database")?;
     let jobs = config.backup.jobs;
-    let compared = match opened.fill(config, &instance, &database, jobs, progress).await {
+    let compared = match opened.fill(config, &instance, &database, &seat, jobs, progress).await {
         Ok(()) => {
             faults::point(ACT, "restored")?;
             opened.compare(&instance, &database, Depth::Checksums, jobs, progress).await
@@ -66,6 +68,11 @@ async fn prove(site: &Site, stored: &Stored, instance: Option<&str>, progress: &
     let dropped = drop_scratch(&instance, &stored.tenant).await;
     let found = compared?;
     dropped.map(|()| found)
+}
+
+/// Another login than that of an import.
+fn seat_of(tenant: &str) -> String {
+    shelf::scratch(tenant)
 }
 
 /// The private key, where the backup is encrypted.
@@ -112,17 +119,18 @@ fn stays_in_its_region(opened: &Opened, instance: &Instance) -> Result<(), Failu
     }
 }
 
-/// Also of a run that was killed. One that is not ours stays.
+/// With its login; also of a run that was killed. One that is not ours stays.
 async fn drop_scratch(instance: &Instance, tenant: &str) -> Result<(), Failure> {
     let (session, database) = (instance.session().await?, shelf::scratch(tenant));
     match provision::owner_of(instance, &session, &database).await? {
-        None => Ok(()),
-        Some(owner) if owner == instance.admin().user => {
-            provision::drop_database(instance, &session, &database).await.map(drop)
+        None => {}
+        Some(owner) if owner == seat::role_name(&seat_of(tenant)) => {
+            provision::drop_database(instance, &session, &database).await?;
         }
         Some(owner) => {
             let what = format!("database {database:?} of {owner} on instance {}", instance.name());
-            Err(Failure::Exists { tenant: tenant.to_owned(), what })
+            return Err(Failure::Exists { tenant: tenant.to_owned(), what });
         }
     }
+    Seat::leave(instance, &seat_of(tenant), None).await
 }

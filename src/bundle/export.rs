@@ -256,14 +256,14 @@ struct Snapshot {
 impl Snapshot {
     async fn take(instance: &Instance, database: &str, sessions: u32) -> Result<Snapshot, Failure> {
         const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        let first = instance.connect(database).await?;
+        let first = instance.look(database).await?;
         contents::pin(instance, &first).await?;
         instance.run(&first, "begin a snapshot", BEGIN).await?;
         let id = instance.value(&first, "export the snapshot", "SELECT pg_export_snapshot()").await?;
         let id = id.unwrap_or_default();
         let mut clients = vec![first];
         for _ in 1..sessions {
-            let client = instance.connect(database).await?;
+            let client = instance.look(database).await?;
             contents::pin(instance, &client).await?;
             let sql = format!("{BEGIN}; SET TRANSACTION SNAPSHOT {}", literal(&id));
             instance.run(&client, "share the snapshot", &sql).await?;
@@ -282,8 +282,15 @@ fn dump_command(
     facts: &Facts,
     dump: &Path,
 ) -> tokio::process::Command {
-    let mut command = tool.command(instance, database);
-    command.args(["--format=directory", "--no-subscriptions", LOCK_WAIT, "--snapshot", &snapshot.id]);
+    let mut command = tool.command(instance, database, None);
+    command.args([
+        "--format=directory",
+        "--no-subscriptions",
+        "--no-publications",
+        LOCK_WAIT,
+        "--snapshot",
+        &snapshot.id,
+    ]);
     command.args(["--jobs", &order.jobs.to_string()]).arg("--file").arg(dump);
     // So that the names in the table of contents are UTF-8; who does not know its encoding stays as it is.
     if facts.database.encoding != "SQL_ASCII" {

@@ -11,6 +11,7 @@ use super::manifest::Contents;
 use super::progress::Progress;
 use super::restore::{self, Opened};
 use super::roles;
+use super::seat::Seat;
 use crate::lifecycle::credentials::{self, Credentials};
 use crate::lifecycle::instance::Instance;
 use crate::lifecycle::journal::Journal;
@@ -42,8 +43,8 @@ pub struct Import {
     /// SHA-256 of the bundle's `SHA256SUMS`: it is the same bundle when the run goes on.
     pub sums: String,
     pub verify: Verify,
-    /// The dump's roles, and who takes their place; none: the instance's admin.
-    pub successors: BTreeMap<String, Option<String>>,
+    /// The dump's roles, and who takes their place.
+    pub successors: BTreeMap<String, String>,
     /// Nobody in the dump was the application: it gets the rights that a new tenant's has.
     pub grant: bool,
 }
@@ -153,7 +154,7 @@ pub async fn import(
     order.check()?;
     let instance = site.instance(&order.instance)?;
     opened.fits(&instance).await?;
-    opened.give_to(&import.successors, &instance.admin().user);
+    opened.give_to(&import.successors);
     let dir = &site.config.lifecycle.journal_dir;
     let mut journal = Journal::open(dir, &order.tenant)?;
     let mut resumed = !journal.is_new();
@@ -280,10 +281,7 @@ impl Run<'_> {
             Step::Database if self.is_done(Step::Restore) => Ok(()),
             Step::Database => self.empty_database().await,
             Step::Restore if self.is_done(Step::Restore) => Ok(()),
-            Step::Restore => {
-                let means = self.means;
-                self.opened.fill(&self.site.config, instance, &fresh(order), means.jobs, means.progress).await
-            }
+            Step::Restore => self.restore().await,
             Step::Verify if self.is_done(Step::Verify) => Ok(()),
             Step::Verify => self.verify().await,
             Step::Rename => self.rename().await,
@@ -321,8 +319,21 @@ impl Run<'_> {
         for role in order.roles.logins().into_iter().filter(|role| roles::may_create(&self.opened.archive, role)) {
             sql += &format!("GRANT CREATE ON SCHEMA public TO {};", identifier(role));
         }
-        let inside = instance.connect(&fresh).await?;
+        let inside = instance.look(&fresh).await?;
         instance.run(&inside, "close the database to others", &sql).await
+    }
+
+    async fn restore(&self) -> Result<(), Failure> {
+        let (instance, order, means) = (self.instance, &self.import.order, self.means);
+        let mut members: Vec<&str> = self.import.successors.values().map(String::as_str).collect();
+        members.extend(order.roles.all());
+        members.sort_unstable();
+        members.dedup();
+        let (tenant, fresh) = (&order.tenant, fresh(order));
+        let seat = Seat::take(instance, tenant, &members).await?;
+        faults::point(ACT, "seat")?;
+        self.opened.fill(&self.site.config, instance, &fresh, &seat, means.jobs, means.progress).await?;
+        Seat::leave(instance, tenant, Some((&fresh, &order.roles.owner))).await
     }
 
     async fn verify(&mut self) -> Result<(), Failure> {
@@ -356,7 +367,7 @@ impl Run<'_> {
         provision::settings(instance, &inside, order).await?;
         for setting in &self.opened.manifest.database.settings {
             let successor = setting.role.as_ref().and_then(|role| self.import.successors.get(role));
-            let Some(Some(role)) = successor else { continue };
+            let Some(role) = successor else { continue };
             let name: Vec<String> = setting.name.split('.').map(identifier).collect();
             let sql = format!(
                 "SELECT set_config({}, {}, false); ALTER ROLE {} IN DATABASE {} SET {} FROM CURRENT",
@@ -399,6 +410,7 @@ async fn undo(site: &Site, instance: &Instance, order: &Order) -> Result<(), Fai
         }
     }
     faults::point(ACT, "undo-database")?;
+    Seat::leave(instance, &order.tenant, None).await?;
     provision::drop_roles(instance, &session, &order.roles.all()).await?;
     faults::point(ACT, "undo-roles")?;
     if let Some(path) = &order.credentials {

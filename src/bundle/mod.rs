@@ -14,6 +14,7 @@ mod record;
 pub mod restore;
 pub mod roles;
 pub mod sealing;
+pub mod seat;
 pub mod sums;
 pub mod tools;
 

@@ -58,7 +58,7 @@ pub fn plan(site: &Site, bundle: &Path, manifest: &Manifest, wanted: Wanted) -> 
     };
     order.check()?;
     let successors = successors(manifest, &order, &wanted.roles)?;
-    let has_app = successors.values().any(|successor| successor.as_ref() == Some(&order.roles.app));
+    let has_app = successors.values().any(|successor| *successor == order.roles.app);
     Ok(Import {
         instance,
         bundle: bundle.to_owned(),
@@ -82,7 +82,7 @@ fn successors(
     manifest: &Manifest,
     order: &Order,
     given: &BTreeMap<String, String>,
-) -> Result<BTreeMap<String, Option<String>>, Failure> {
+) -> Result<BTreeMap<String, String>, Failure> {
     let known: Vec<&str> = manifest.roles.iter().map(|role| role.name.as_str()).collect();
     if let Some(stranger) = given.keys().find(|name| !known.contains(&name.as_str())) {
         let known = known.join(", ");
@@ -98,11 +98,11 @@ fn successors(
     let mut unknown = Vec::new();
     for role in &manifest.roles {
         let successor = match (given.get(&role.name), role.part) {
-            (Some(given), _) => Some(ours(given)),
-            (None, Part::Owner) => Some(order.roles.owner.clone()),
-            (None, Part::App) => Some(order.roles.app.clone()),
-            (None, Part::ReadOnly) => Some(order.roles.read_only.clone()),
-            (None, Part::Instance) => None,
+            (Some(given), _) => ours(given),
+            // What a superuser had belongs to the tenant from now on: no tenant's code runs with a superuser's rights.
+            (None, Part::Owner | Part::Instance) => order.roles.owner.clone(),
+            (None, Part::App) => order.roles.app.clone(),
+            (None, Part::ReadOnly) => order.roles.read_only.clone(),
             (None, Part::Other) => {
                 unknown.push(role.name.as_str());
                 continue;

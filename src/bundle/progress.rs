@@ -84,7 +84,7 @@ impl Drop for Progress {
 
 /// Bytes copied by table, of those that are being copied.
 async fn look(instance: &Instance, database: &str) -> Option<BTreeMap<String, u64>> {
-    let client = instance.connect(database).await.ok()?;
+    let client = instance.look(database).await.ok()?;
     let sql = format!(
         "SELECT n.nspname || '.' || c.relname, p.bytes_processed
            FROM pg_stat_progress_copy p JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -12,6 +12,7 @@ use super::contents::{self, Depth};
 use super::manifest::{self, Contents, Database, Manifest};
 use super::progress::Progress;
 use super::sealing::{self, Identities};
+use super::seat::Seat;
 use super::{DUMP, MANIFEST, roles, sums, tools};
 use crate::config::Config;
 use crate::lifecycle::Failure;
@@ -20,6 +21,8 @@ use crate::lifecycle::quote::{identifier, literal};
 
 const SCRATCH: &str = "pgtenant-scratch-";
 const TOC: &str = "toc.dat";
+/// Only superusers have them, and they run with the rights of whoever changes the schema.
+const EVENT_TRIGGER: &str = "EVENT TRIGGER";
 
 /// A bundle that was found whole, with its table of contents, ready for pg_restore.
 pub struct Opened {
@@ -129,18 +132,18 @@ fn manifest_of(path: &Path) -> Result<Manifest, String> {
 }
 
 impl Opened {
-    /// Gives what belongs to the dump's roles to others, none of them to the instance's admin.
-    pub fn give_to(&mut self, successors: &BTreeMap<String, Option<String>>, admin: &str) {
-        roles::rename(&mut self.archive, successors, admin);
+    /// Gives what belongs to the dump's roles to others.
+    pub fn give_to(&mut self, successors: &BTreeMap<String, String>) {
+        self.archive.entries.retain(|entry| entry.kind.as_deref() != Some(EVENT_TRIGGER));
+        roles::rename(&mut self.archive, successors);
     }
 
-    /// For who looks at the rows only: owners, rights and what is somebody's own are left out.
-    pub fn without_roles(&mut self, admin: &str) {
-        let successors: BTreeMap<String, Option<String>> =
-            self.manifest.roles.iter().map(|role| (role.name.clone(), None)).collect();
+    /// For who looks at the rows only: everything is one role's, and rights and what is somebody's own are left out.
+    pub fn give_all_to(&mut self, role: &str) {
+        let successors = self.manifest.roles.iter().map(|old| (old.name.clone(), role.to_owned()));
         let left_out = ["ACL", "DEFAULT ACL", roles::USER_MAPPING];
         self.archive.entries.retain(|entry| !left_out.contains(&entry.kind.as_deref().unwrap_or_default()));
-        roles::rename(&mut self.archive, &successors, admin);
+        self.give_to(&successors.collect());
     }
 
     /// What can be said before anything is made: whether the instance can take it.
@@ -170,12 +173,14 @@ impl Opened {
         }
     }
 
-    /// Fills the database, which is empty. Objects that somebody else has made there in the meantime are an error.
+    /// Fills the database, which is empty: the admin makes what there is, with no rows in it yet; rows, indexes and all else
+    /// that could run what the tenant has written come by the seat, who has the tenant's rights and no others.
     pub async fn fill(
         &self,
         config: &Config,
         instance: &Instance,
         database: &str,
+        seat: &Seat,
         jobs: u32,
         progress: &Progress,
     ) -> Result<(), Failure> {
@@ -186,16 +191,24 @@ impl Opened {
         // The link goes, not what it leads to.
         std::fs::remove_file(&toc).map_err(Failure::file("remove", &toc))?;
         std::fs::write(&toc, self.archive.write()).map_err(Failure::file("write", &toc))?;
-        let mut command = tool.command(instance, database);
-        command.args(["--exit-on-error", "--no-tablespaces", "--dbname", database]);
-        command.args(["--jobs", &jobs.to_string()]).arg(&dump);
-        let tables = &self.manifest.contents.tables;
+        let section = |name: &str, role| {
+            let mut command = tool.command(instance, database, role);
+            command.args(["--exit-on-error", "--no-tablespaces", "--dbname", database, "--section", name]);
+            command.args(["--jobs", &jobs.to_string()]).arg(&dump);
+            tool.run(command)
+        };
+        progress.step("makes the tables");
+        section("pre-data", None).await?;
+        seat.may_fill(instance, database).await?;
         tokio::select! {
-            done = tool.run(command) => done?,
-            never = progress.follow("restores", instance, database, tables) => match never {},
+            done = section("data", Some(seat.login())) => done?,
+            never = progress.follow("restores", instance, database, &self.manifest.contents.tables) => match never {},
         }
+        progress.step("makes indexes and constraints");
+        section("post-data", Some(seat.login())).await?;
         progress.step("gathers statistics");
-        let inside = instance.connect(database).await?;
+        let (role, password) = seat.login();
+        let inside = instance.connect_as(database, role, password).await?;
         instance.run(&inside, "gather statistics", "SET statement_timeout = 0; ANALYZE").await
     }
 
@@ -211,7 +224,7 @@ impl Opened {
         progress.step("compares");
         let mut clients = Vec::new();
         for _ in 0..jobs {
-            let client = instance.connect(database).await?;
+            let client = instance.look(database).await?;
             contents::pin(instance, &client).await?;
             clients.push(client);
         }

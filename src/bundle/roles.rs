@@ -25,11 +25,12 @@ pub fn named(archive: &Archive) -> BTreeSet<String> {
     names
 }
 
-/// Puts the roles' successors in their places; one whose successor is none belongs to whoever restores.
-pub fn rename(archive: &mut Archive, successors: &BTreeMap<String, Option<String>>, admin: &str) {
+/// Puts the roles' successors in their places.
+pub fn rename(archive: &mut Archive, successors: &BTreeMap<String, String>) {
     for entry in &mut archive.entries {
+        let of_superusers = entry.kind.as_deref() == Some("FOREIGN DATA WRAPPER");
         if let Some(owner) = entry.owner.as_ref().and_then(|owner| successors.get(owner)) {
-            entry.owner = Some(owner.clone().unwrap_or_default());
+            entry.owner = Some(if of_superusers { String::new() } else { owner.clone() });
         }
         let (mut text, mut done) = (String::new(), 0);
         let old = definition(entry);
@@ -37,7 +38,7 @@ pub fn rename(archive: &mut Archive, successors: &BTreeMap<String, Option<String
             let Some(successor) = successors.get(&name(&token, old)) else { continue };
             let quoted = usize::from(matches!(token.kind, Kind::Quoted { .. }));
             text += &old[done..token.start - quoted];
-            text += &quote::identifier(successor.as_deref().unwrap_or(admin));
+            text += &quote::identifier(successor);
             done = token.end + quoted;
         }
         if done > 0 {
@@ -152,13 +153,9 @@ mod tests {
         ]);
         let names: Vec<String> = named(&dump).into_iter().collect();
         assert_eq!(names, ["Acme \"ro", "acme_app", "acme_owner", "keep"]);
-        let to = |name: &str| Some(name.to_owned());
-        let successors = BTreeMap::from([
-            ("acme_owner".to_owned(), to("b_owner")),
-            ("acme_app".to_owned(), to("b_app")),
-            ("Acme \"ro".to_owned(), None),
-        ]);
-        rename(&mut dump, &successors, "keeper");
+        let pairs = [("acme_owner", "b_owner"), ("acme_app", "b_app"), ("Acme \"ro", "keeper")];
+        let successors = pairs.map(|(old, new)| (old.to_owned(), new.to_owned()));
+        rename(&mut dump, &BTreeMap::from(successors));
         let texts: Vec<&str> = dump.entries.iter().map(definition).collect();
         assert_eq!(texts[0], "CREATE TABLE public.acme_app (a text DEFAULT 'TO acme_app');");
         assert_eq!(

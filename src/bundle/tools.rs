@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use crate::config::{Config, InstanceAddress, InstanceTls};
+use crate::config::{Config, InstanceAddress, InstanceTls, Secret};
 use crate::lifecycle::Failure;
 use crate::lifecycle::instance::Instance;
 
@@ -72,13 +72,17 @@ impl Tool {
         (self.major, self.minor) < (server / 10_000, server % 10_000)
     }
 
-    /// A run on a database of the instance. It has nothing of our environment, and ends when we do.
-    pub fn command(&self, instance: &Instance, database: &str) -> Command {
+    /// A run on a database of the instance, as its admin or as somebody else. It has nothing of our environment, and ends
+    /// when we do.
+    pub fn command(&self, instance: &Instance, database: &str, role: Option<(&str, &Secret)>) -> Command {
         let mut command = Command::new(&self.path);
         command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         command.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C.UTF-8").arg("--no-password");
         for (name, value) in connection(instance, database) {
             command.env(name, value);
+        }
+        if let Some((role, password)) = role {
+            command.env("PGUSER", role).env("PGPASSWORD", password.expose());
         }
         die_with_us(&mut command);
         command

@@ -172,9 +172,7 @@ fn explained(step: Step, import: &Import, manifest: &Manifest) -> String {
         Step::Roles => format!("{}, {}, {}", roles.owner, roles.app, roles.read_only),
         Step::Database => format!("an empty one with encoding {}", manifest.database.encoding),
         Step::Restore => {
-            let of = |(old, new): (&String, &Option<String>)| {
-                format!("{old} becomes {}", new.as_deref().unwrap_or("the instance's admin"))
-            };
+            let of = |(old, new): (&String, &String)| format!("{old} becomes {new}");
             let successors: Vec<String> = import.successors.iter().map(of).collect();
             format!("{} tables, {} rows; {}", manifest.contents.tables.len(), manifest.rows(), successors.join(", "))
         }

@@ -14,7 +14,7 @@ use super::scalar::{
     Address, Cidr, Count, FileMode, Limit, Moment, OptionalAddress, Period, Separator, Size, SystemIdentifier,
 };
 use super::secret::{Reference, Verifier};
-use super::{Access, Engine, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode, backup};
+use super::{Access, Engine, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode, backup, lifecycle};
 
 /// Folder of certificates, unless another one is named; only then it has to exist.
 pub(super) const CERTIFICATES: &str = "certs";
@@ -46,7 +46,7 @@ pub(super) struct File {
     pub tracing: Tracing,
     pub drain: Drain,
     pub admin: Admin,
-    pub lifecycle: Lifecycle,
+    pub lifecycle: lifecycle::Written,
     pub migrate: Migrate,
     pub backup: backup::Written,
     pub tier: BTreeMap<String, Tier>,
@@ -71,7 +71,7 @@ impl Default for File {
             tracing: Tracing::default(),
             drain: Drain::default(),
             admin: Admin::default(),
-            lifecycle: Lifecycle::default(),
+            lifecycle: lifecycle::Written::default(),
             migrate: Migrate::default(),
             backup: backup::Written::default(),
             tier: BTreeMap::new(),
@@ -404,29 +404,6 @@ pub(super) struct AdminRole {
 impl Default for AdminRole {
     fn default() -> Self {
         AdminRole { access: Access::Stats, verifier: None, password: None }
-    }
-}
-
-/// Where the commands on tenants keep what they must not forget.
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct Lifecycle {
-    pub audit_log: PathBuf,
-    pub journal_dir: PathBuf,
-    pub per_instance: u32,
-    pub grace: Period,
-    pub postgres_tools: Vec<PathBuf>,
-}
-
-impl Default for Lifecycle {
-    fn default() -> Self {
-        Lifecycle {
-            audit_log: "audit.jsonl".into(),
-            journal_dir: "lifecycle.d".into(),
-            per_instance: 4,
-            grace: seconds(24 * 60 * 60),
-            postgres_tools: Vec::new(),
-        }
     }
 }
 

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::file;
 use super::problem::Scope;
 use super::resolve::positive;
+use super::scalar::Period;
 use super::{Instance, Secret};
 
 /// Where the commands on tenants write.
@@ -29,6 +32,29 @@ pub struct Lifecycle {
     pub tiers: BTreeSet<String>,
     /// The instances as places for tenants, by name.
     pub hosts: BTreeMap<String, Host>,
+}
+
+/// `[lifecycle]` as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Written {
+    pub audit_log: PathBuf,
+    pub journal_dir: PathBuf,
+    pub per_instance: u32,
+    pub grace: Period,
+    pub postgres_tools: Vec<PathBuf>,
+}
+
+impl Default for Written {
+    fn default() -> Self {
+        Written {
+            audit_log: "audit.jsonl".into(),
+            journal_dir: "lifecycle.d".into(),
+            per_instance: 4,
+            grace: Period(Duration::from_secs(24 * 60 * 60)),
+            postgres_tools: Vec::new(),
+        }
+    }
 }
 
 /// An instance as a place for tenants.
@@ -78,7 +104,7 @@ pub(super) fn host(written: &file::Instance, instance: Arc<Instance>, mut scope:
 }
 
 pub(super) fn resolve(
-    written: &file::Lifecycle,
+    written: &Written,
     tenants_dir: PathBuf,
     tiers: BTreeSet<String>,
     hosts: BTreeMap<String, Host>,

@@ -29,6 +29,7 @@ impl Copies {
     pub fn find(site: &Site, tenant: &Tenant, record: &Path, kept: &mut Vec<String>) -> Result<Copies, Failure> {
         let config = &site.config;
         let folder = shelf::folder(config, &tenant.id);
+        let folder = std::path::absolute(&folder).unwrap_or(folder);
         let on_shelf = |path: &Path| path.starts_with(&folder);
         let stored = shelf::of_tenant(config, &tenant.id)?;
         let backups = folder.is_dir().then(|| (folder.clone(), stored.into_iter().map(|one| one.name).collect()));
@@ -140,8 +141,9 @@ async fn drop_scratch(site: &Site, instance: &str, tenant: &str) -> Result<(), F
     let session = instance.session().await?;
     let database = shelf::scratch(tenant);
     match provision::owner_of(&instance, &session, &database).await? {
-        Some(owner) if owner == instance.admin().user => {
-            provision::drop_database(&instance, &session, &database).await.map(drop)
+        Some(owner) if owner.starts_with(shelf::SEAT) => {
+            provision::drop_database(&instance, &session, &database).await?;
+            provision::drop_roles(&instance, &session, &[&owner]).await.map(drop)
         }
         _ => Ok(()),
     }

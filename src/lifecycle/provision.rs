@@ -12,7 +12,7 @@ use super::quote::{identifier, literal};
 
 /// "pgtenant" in ASCII: whoever changes roles or grants of a cluster holds this advisory lock in the admin's database.
 /// At the same time, such commands fail with "tuple concurrently updated".
-pub(super) const LOCK: &str = "SELECT pg_advisory_xact_lock(8099570433841524340);";
+pub(crate) const LOCK: &str = "SELECT pg_advisory_xact_lock(8099570433841524340);";
 
 /// Owner (NOLOGIN), application and read-only role, with the given passwords' verifiers.
 pub async fn roles(
@@ -38,7 +38,7 @@ pub async fn roles(
     instance.run(session, "make the roles", &sql).await
 }
 
-pub(super) async fn is_superuser(instance: &Instance, session: &Session<'_>) -> Result<bool, Failure> {
+pub(crate) async fn is_superuser(instance: &Instance, session: &Session<'_>) -> Result<bool, Failure> {
     let sql = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user";
     Ok(instance.value(session, "look at its own role", sql).await?.as_deref() == Some("t"))
 }

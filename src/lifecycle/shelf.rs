@@ -41,7 +41,10 @@ pub fn place(config: &Config, tenant: &str, now: OffsetDateTime) -> PathBuf {
     folder(config, tenant).join(format!("{name}.{ENDING}"))
 }
 
-/// The database that a backup is restored into to prove it. The admin owns it; no tenant's has a `~`.
+/// What logins that restore begin with.
+pub const SEAT: &str = "pgtenant_restore_";
+
+/// The database that a backup is restored into to prove it. Such a login owns it; no tenant's has a `~`.
 pub fn scratch(tenant: &str) -> String {
     format!("{tenant}~proof")
 }

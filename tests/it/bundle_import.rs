@@ -92,7 +92,7 @@ async fn a_tenant_comes_out_whole_on_the_same_major() {
 /// Everything that an import could leave.
 async fn nothing_is_left(site: &Site, of: &str) {
     let sql = "SELECT datname FROM pg_database WHERE datname ~ '^acme'
-               UNION ALL SELECT rolname FROM pg_roles WHERE rolname ~ '^acme'";
+               UNION ALL SELECT rolname FROM pg_roles WHERE rolname ~ '^acme' OR rolname ~ '^pgtenant'";
     let left = site.two.sql("postgres", sql).await.unwrap();
     assert!(left.is_empty(), "{of}: {left:?}");
     assert_eq!(site.ground.files_left(), ["acme.copies", "acme.toml"], "{of}");
@@ -242,4 +242,53 @@ async fn nothing_that_is_there_is_overwritten() {
     ground.done(&[&import[..], &["--map-role", "report=ro"]].concat()).await;
     let output = ground.run(&["import", "/nowhere"]).await;
     assert!(output.status.code() == Some(2) && text(&output.stderr).contains("no bundle /nowhere"));
+}
+
+/// What a tenant can leave in its database for those who come with more rights.
+const TRAPS: &str = "
+CREATE ROLE trapper; GRANT acme_app TO trapper; SET ROLE acme_app;
+CREATE FUNCTION public.spring_now(what text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+  EXECUTE 'CREATE ROLE intruder_' || what || ' SUPERUSER'; RETURN 'x';
+  EXCEPTION WHEN OTHERS THEN RETURN 'x'; END $$;
+CREATE FUNCTION public.spring(what text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$ DECLARE x text; BEGIN
+  SELECT public.spring_now(what) INTO x; RETURN x; END $$;
+CREATE TABLE public.trap (a int CHECK (public.spring('check') = 'x'), b text GENERATED ALWAYS AS (public.spring('generated')) STORED);
+INSERT INTO public.trap VALUES (1), (2);
+CREATE FUNCTION public.as_text(public.trap) RETURNS text LANGUAGE sql AS $$ SELECT public.spring('cast') $$;
+CREATE CAST (public.trap AS text) WITH FUNCTION public.as_text(public.trap);
+CREATE INDEX ON public.trap ((public.spring('index')));
+CREATE MATERIALIZED VIEW public.trapped AS SELECT public.spring('view') FROM public.trap;
+CREATE FUNCTION public.pg_table_size(oid) RETURNS bigint LANGUAGE sql AS $$ SELECT length(public.spring('path')) $$;
+RESET ROLE; SET ROLE acme_owner;
+ALTER DATABASE acme SET search_path = public, pg_catalog;
+RESET ROLE; DROP ROLE trapper";
+
+#[tokio::test]
+async fn nothing_that_a_tenant_has_written_runs_with_the_admins_rights() {
+    let site = Site::new(None, &[("backup.verify_instance", "two".into())]).await;
+    let ground = &site.ground;
+    ground.done(&["tenant", "create", "acme"]).await;
+    ground.sql("acme", TRAPS).await;
+    let intruders =
+        "SELECT rolname FROM pg_roles WHERE rolname ~ '^intruder' OR rolname ~ '^pgtenant_restore' ORDER BY 1";
+    // They work: a superuser who is careless springs them all.
+    let careless = "SET search_path = public, pg_catalog; INSERT INTO public.trap VALUES (3);
+        SELECT trap::text, pg_table_size(0) FROM public.trap; DELETE FROM public.trap WHERE a = 3";
+    ground.sql("acme", careless).await;
+    let sprung = ground.sql("postgres", intruders).await;
+    let sprung: Vec<&str> = sprung.iter().filter_map(|row| row[0].as_deref()).collect();
+    assert_eq!(sprung, ["intruder_cast", "intruder_check", "intruder_generated", "intruder_index", "intruder_path"]);
+    for role in sprung {
+        ground.sql("postgres", &format!("DROP ROLE {role}")).await;
+    }
+    let bundle = site.path("acme.pgt");
+    ground.done(&["export", "acme", "-o", &bundle]).await;
+    ground.done(&["backup", "run", "acme"]).await;
+    ground.done(&["backup", "verify", "acme"]).await;
+    let printed = ground.done(&["import", &bundle, "--as", "acme2", "--instance", "two"]).await;
+    assert!(printed.contains("verified: 1 tables, 2 rows by their checksums"), "{printed}");
+    for postgres in [&ground.postgres, &site.two] {
+        let found = postgres.sql("postgres", intruders).await.unwrap();
+        assert!(found.is_empty(), "{found:?}");
+    }
 }

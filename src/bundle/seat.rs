@@ -1,0 +1,102 @@
+//! Who restores rows: a login for as long as it takes, with the rights of the tenant's roles and no others.
+//!
+//! A CHECK constraint or a generated column may call what the tenant has written, and COPY runs it with the rights of who
+//! copies. That must not be the instance's admin, to whom all tenants' databases are open.
+
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::config::Secret;
+use crate::lifecycle::credentials::Credential;
+use crate::lifecycle::instance::Instance;
+use crate::lifecycle::quote::{identifier, literal};
+use crate::lifecycle::shelf::SEAT;
+use crate::lifecycle::{Failure, provision};
+
+/// One that a killed run has left cannot log in after this.
+const VALID: time::Duration = time::Duration::days(7);
+
+/// See the module.
+pub struct Seat {
+    role: String,
+    password: Secret,
+}
+
+/// The same for a tenant each time: what a killed run has left is found.
+pub fn role_name(tenant: &str) -> String {
+    let digest = Sha256::digest(tenant.as_bytes());
+    let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{SEAT}{hex}")
+}
+
+impl Seat {
+    /// Makes the login a member of these roles.
+    pub async fn take(instance: &Instance, tenant: &str, member_of: &[&str]) -> Result<Seat, Failure> {
+        let session = instance.session().await?;
+        let credential = Credential::generate()?;
+        let role = role_name(tenant);
+        let there = provision::existing_roles(instance, &session, &[&role]).await?;
+        let verb = if there.is_empty() { "CREATE" } else { "ALTER" };
+        let until = (OffsetDateTime::now_utc() + VALID).format(&Rfc3339);
+        let until = until.map_err(|error| Failure::Order(error.to_string()))?;
+        let (name, verifier) = (identifier(&role), literal(credential.verifier.expose()));
+        let mut sql = format!(
+            "{}{verb} ROLE {name} NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT LOGIN
+               PASSWORD {verifier} VALID UNTIL '{until}';",
+            provision::LOCK
+        );
+        for of in member_of {
+            sql += &format!("GRANT {} TO {name};", identifier(of));
+        }
+        // An admin who is no superuser gives objects away as a member only.
+        if !provision::is_superuser(instance, &session).await? {
+            sql += &format!("GRANT {name} TO CURRENT_USER;");
+        }
+        instance.run(&session, "make the role that restores", &sql).await?;
+        Ok(Seat { role, password: credential.password })
+    }
+
+    pub fn login(&self) -> (&str, &Secret) {
+        (&self.role, &self.password)
+    }
+
+    pub fn role(&self) -> &str {
+        &self.role
+    }
+
+    /// Tables of extensions belong to the admin, and some have rows of the tenant's.
+    pub async fn may_fill(&self, instance: &Instance, database: &str) -> Result<(), Failure> {
+        let inside = instance.look(database).await?;
+        let grants = FILL.replace("$role", &literal(&self.role));
+        instance.run(&inside, "let the rows be restored", &grants).await
+    }
+
+    /// Drops the login of a tenant, where there is one; what it may have made in the database is `heir`'s.
+    pub async fn leave(instance: &Instance, tenant: &str, in_database: Option<(&str, &str)>) -> Result<(), Failure> {
+        let (session, role) = (instance.session().await?, role_name(tenant));
+        if provision::existing_roles(instance, &session, &[&role]).await?.is_empty() {
+            return Ok(());
+        }
+        let name = identifier(&role);
+        if let Some((database, heir)) = in_database {
+            let inside = instance.look(database).await?;
+            let give = format!("REASSIGN OWNED BY {name} TO {}; DROP OWNED BY {name};", identifier(heir));
+            instance.run(&inside, "give away what the restore has made", &give).await?;
+        }
+        let drop = format!("{}DROP ROLE IF EXISTS {name};", provision::LOCK);
+        instance.run(&session, "drop the role that restored", &drop).await
+    }
+}
+
+const FILL: &str = "DO $do$ DECLARE command text; BEGIN
+  FOR command IN
+    SELECT format('GRANT INSERT ON %s TO %I', c.oid::regclass, $role) FROM pg_class c
+      JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+     WHERE c.relkind IN ('r', 'p') AND c.relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user)
+    UNION ALL
+    SELECT format('GRANT UPDATE ON SEQUENCE %s TO %I', c.oid::regclass, $role) FROM pg_class c
+      JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+     WHERE c.relkind = 'S' AND c.relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user)
+  LOOP EXECUTE command; END LOOP;
+END $do$";
