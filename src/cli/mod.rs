@@ -3,11 +3,13 @@
 mod audit;
 mod backup;
 mod check;
+mod completions;
 pub mod demo;
 mod migrate;
 mod export;
 mod import;
 mod restore;
+mod query;
 mod route;
 mod serve;
 mod tenant;
@@ -66,8 +68,12 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Make a new tenant of a backup.
     Restore(restore::RestoreArgs),
+    /// Ask many tenants the same, by a role that only reads.
+    Query(query::QueryArgs),
     /// The log of what was done to tenants.
     Audit(audit::AuditArgs),
+    /// Print what makes a shell complete this program's options.
+    Completions(completions::CompletionsArgs),
     /// Show it all on throwaway PostgreSQL instances: three tenants, the proof, and psql lines to try.
     Demo(demo::DemoArgs),
 }
@@ -148,7 +154,9 @@ pub fn run() -> ExitCode {
         Command::Import(args) => return import::run(args),
         Command::Backup(args) => return backup::run(args),
         Command::Restore(args) => return restore::run(args),
+        Command::Query(args) => return query::run(args),
         Command::Audit(args) => audit::run(args),
+        Command::Completions(args) => completions::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

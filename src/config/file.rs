@@ -14,7 +14,9 @@ use super::scalar::{
     Address, Cidr, Count, FileMode, Limit, Moment, OptionalAddress, Period, Separator, Size, SystemIdentifier,
 };
 use super::secret::{Reference, Verifier};
-use super::{Access, Engine, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode, backup, lifecycle};
+use super::{
+    Access, Engine, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode, backup, lifecycle, migrate, query,
+};
 
 /// Folder of certificates, unless another one is named; only then it has to exist.
 pub(super) const CERTIFICATES: &str = "certs";
@@ -47,8 +49,9 @@ pub(super) struct File {
     pub drain: Drain,
     pub admin: Admin,
     pub lifecycle: lifecycle::Written,
-    pub migrate: Migrate,
+    pub migrate: migrate::Written,
     pub backup: backup::Written,
+    pub query: query::Written,
     pub tier: BTreeMap<String, Tier>,
     pub tenants_dir: PathBuf,
     pub instances: BTreeMap<String, Instance>,
@@ -72,8 +75,9 @@ impl Default for File {
             drain: Drain::default(),
             admin: Admin::default(),
             lifecycle: lifecycle::Written::default(),
-            migrate: Migrate::default(),
+            migrate: migrate::Written::default(),
             backup: backup::Written::default(),
+            query: query::Written::default(),
             tier: BTreeMap::new(),
             tenants_dir: TENANTS_DIR.into(),
             instances: BTreeMap::new(),
@@ -404,39 +408,6 @@ pub(super) struct AdminRole {
 impl Default for AdminRole {
     fn default() -> Self {
         AdminRole { access: Access::Stats, verifier: None, password: None }
-    }
-}
-
-/// How `pgtenant migrate` goes through the tenants.
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct Migrate {
-    pub dir: Option<PathBuf>,
-    pub waves: String,
-    pub parallel: u32,
-    pub per_instance: u32,
-    pub max_failures: String,
-    pub bake: Period,
-    pub lock_timeout: Period,
-    pub retries: u32,
-    pub shared_owners: bool,
-    pub proxies: Vec<String>,
-}
-
-impl Default for Migrate {
-    fn default() -> Self {
-        Migrate {
-            dir: None,
-            waves: "canary:1,5%,25%,rest".to_owned(),
-            parallel: 8,
-            per_instance: 2,
-            max_failures: "1%".to_owned(),
-            bake: seconds(30),
-            lock_timeout: seconds(2),
-            retries: 10,
-            shared_owners: false,
-            proxies: Vec::new(),
-        }
     }
 }
 

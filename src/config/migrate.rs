@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::file;
+use serde::Deserialize;
+
 use super::problem::Scope;
 use super::resolve::positive;
+use super::scalar::Period;
 
 /// Defaults of `pgtenant migrate`, and what a new tenant begins with.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +33,40 @@ pub struct Migrate {
     pub proxies: Vec<String>,
 }
 
-pub(super) fn resolve(written: file::Migrate, mut scope: Scope<'_, '_>) -> Migrate {
+/// As written.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Written {
+    dir: Option<PathBuf>,
+    waves: String,
+    parallel: u32,
+    per_instance: u32,
+    max_failures: String,
+    bake: Period,
+    lock_timeout: Period,
+    retries: u32,
+    shared_owners: bool,
+    proxies: Vec<String>,
+}
+
+impl Default for Written {
+    fn default() -> Self {
+        Written {
+            dir: None,
+            waves: "canary:1,5%,25%,rest".to_owned(),
+            parallel: 8,
+            per_instance: 2,
+            max_failures: "1%".to_owned(),
+            bake: Period(Duration::from_secs(30)),
+            lock_timeout: Period(Duration::from_secs(2)),
+            retries: 10,
+            shared_owners: false,
+            proxies: Vec::new(),
+        }
+    }
+}
+
+pub(super) fn resolve(written: Written, mut scope: Scope<'_, '_>) -> Migrate {
     scope.require(written.parallel > 0, "parallel", "at least 1 is needed");
     scope.require(written.per_instance > 0, "per_instance", "at least 1 is needed");
     Migrate {

@@ -12,6 +12,7 @@ mod lifecycle;
 mod migrate;
 mod pool;
 mod problem;
+mod query;
 mod quota;
 mod read;
 mod resolve;
@@ -36,6 +37,7 @@ pub use document::OVERRIDE;
 pub use lifecycle::{Host, InstanceAdmin, Lifecycle};
 pub use migrate::Migrate;
 pub use problem::{ConfigError, Problem};
+pub use query::Query;
 pub use quota::Quota;
 pub use resolve::load;
 pub use scalar::duration;
@@ -67,6 +69,7 @@ pub struct Config {
     pub backup: Backup,
     /// Files that `{ file = … }` of proxy.toml itself point to, tenants left out.
     pub secret_files: Vec<PathBuf>,
+    pub query: Query,
     pub instances: BTreeMap<String, Arc<Instance>>,
     pub tenants: BTreeMap<String, Arc<Tenant>>,
 }

@@ -12,7 +12,7 @@ use super::problem::{ConfigError, Gathered, Scope};
 use super::scalar::Period;
 use super::{
     Auth, Collector, Config, Drain, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode,
-    Tracing, admin, backup, http, layers, lifecycle, migrate, pool, quota, read, tenants,
+    Tracing, admin, backup, http, layers, lifecycle, migrate, pool, query, quota, read, tenants,
 };
 
 /// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
@@ -98,6 +98,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let lifecycle =
         lifecycle::resolve(&file.lifecycle, tenants_dir, tiers.into_keys().collect(), hosts, scope.enter("lifecycle"));
     let migrate = migrate::resolve(file.migrate, scope.enter("migrate"));
+    let query = query::resolve(file.query, &instances, scope.enter("query"));
     let routing = routing(file.routing, &ids, scope.enter("routing"));
 
     let sources: Vec<PathBuf> = std::mem::take(&mut gathered.sources).into_iter().collect();
@@ -121,6 +122,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
         migrate,
         backup,
         secret_files,
+        query,
         instances,
         tenants,
     }

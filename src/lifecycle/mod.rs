@@ -20,6 +20,7 @@ pub mod migrate;
 pub mod order;
 pub mod placement;
 pub mod provision;
+pub mod query;
 pub mod quote;
 pub mod record;
 pub mod rotate;

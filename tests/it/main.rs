@@ -46,6 +46,7 @@ mod pooling;
 mod prepared;
 mod prepared_bounds;
 mod prepared_pipelines;
+mod query;
 mod quotas;
 mod quotas_in_drivers;
 mod quotas_on_time;
