@@ -58,6 +58,7 @@ mod startup;
 mod state;
 mod states;
 mod states_by_console;
+mod terraform;
 mod tidy;
 mod top;
 mod tracing;
