@@ -131,13 +131,14 @@ async fn the_slow_and_the_failed_are_kept_and_what_a_caller_records() {
     wire.query("SELECT 'slow', pg_sleep(0.2)").await.unwrap();
     let mut stranger = Wire::tcp(proxy.address()).await.unwrap();
     stranger.login(&format!("{}.acme", scene.acme.role), "", "wrong").await.unwrap_err();
-    eventually!(collector.named("transaction").len() >= 3 && collector.named("login").len() == 1);
+    // A wrong password. On a busy machine the good login may have been slow, and is kept as well.
+    let has_failed = |span: &Value| span["status"]["code"] == 2;
+    eventually!(collector.named("transaction").len() >= 3 && collector.named("login").iter().any(has_failed));
     let spans = collector.named("transaction");
     let texts: Vec<String> = spans.iter().filter_map(|span| attribute(span, "db.query.text")).collect();
     let [recorded, failed, slow] = &texts[..] else { panic!("{texts:?}") };
     assert!(recorded.contains("'recorded'") && failed.contains("1/0") && slow.contains("'slow'"), "{texts:?}");
-    assert_eq!(spans[1]["status"]["code"], 2);
-    assert_eq!(collector.named("login")[0]["status"]["code"], 2, "a wrong password");
+    assert!(has_failed(&spans[1]));
 }
 
 #[tokio::test]
