@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use crate::bundle::contents::Depth;
 use crate::bundle::manifest::Contents;
 use crate::bundle::progress::Progress;
-use crate::bundle::restore::{self, Opened};
+use crate::bundle::restore::{self, Opened, Target};
 use crate::bundle::sealing::Identities;
 use crate::bundle::seat::{self, Seat};
 use crate::lifecycle::instance::Instance;
@@ -58,7 +58,8 @@ async fn prove(site: &Site, stored: &Stored, instance: Option<&str>, progress: &
     }
     faults::point(ACT, "database")?;
     let jobs = config.backup.jobs;
-    let compared = match opened.fill(config, &instance, &database, &seat, jobs, progress).await {
+    let target = Target { instance: &instance, database: &database, owner: seat.role() };
+    let compared = match opened.fill(config, &target, &seat, jobs, progress).await {
         Ok(()) => {
             faults::point(ACT, "restored")?;
             opened.compare(&instance, &database, Depth::Checksums, jobs, progress).await

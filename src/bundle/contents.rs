@@ -134,13 +134,13 @@ pub async fn large_objects(instance: &Instance, client: &Client, depth: Depth) -
 }
 
 pub async fn extensions(instance: &Instance, client: &Client) -> Result<Vec<Extension>, Failure> {
-    let sql = "SELECT extname, extversion FROM pg_extension ORDER BY 1";
+    let sql = "SELECT extname, extversion, nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace ORDER BY 1";
     let rows = instance.rows(client, "list the extensions", sql).await?;
     Ok(rows
         .into_iter()
         .map(|row| {
-            let [name, version] = fields(row);
-            Extension { name, version }
+            let [name, version, schema] = fields(row);
+            Extension { name, version, schema }
         })
         .collect())
 }
@@ -302,11 +302,15 @@ mod tests {
             tables: vec![table(2, "5")],
             sequences: vec![sequence(42)],
             large_objects: LargeObjects { count: 1, checksum: None },
-            extensions: vec![Extension { name: "hstore".to_owned(), version: "1.8".to_owned() }],
+            extensions: vec![Extension {
+                name: "hstore".to_owned(),
+                version: "1.8".to_owned(),
+                schema: "public".to_owned(),
+            }],
             objects: BTreeMap::from([("views".to_owned(), 3)]),
         };
         assert_eq!(differences(&wanted, &wanted), Vec::<String>::new());
-        let newer = Extension { name: "hstore".to_owned(), version: "1.9".to_owned() };
+        let newer = Extension { version: "1.9".to_owned(), ..wanted.extensions[0].clone() };
         assert!(differences(&wanted, &Contents { extensions: vec![newer], ..wanted.clone() }).is_empty());
         // Counted only.
         let counted = Contents { tables: vec![Table { checksum: None, ..table(2, "") }], ..wanted.clone() };

@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::contents::Depth;
 use super::manifest::Contents;
 use super::progress::Progress;
-use super::restore::{self, Opened};
-use super::roles;
+use super::restore::{self, Opened, Target};
 use super::seat::Seat;
 use crate::lifecycle::credentials::{self, Credentials};
 use crate::lifecycle::instance::Instance;
@@ -314,16 +313,12 @@ impl Run<'_> {
         provision::drop_database(instance, &session, &fresh).await?;
         let owner = Some(order.roles.owner.as_str());
         restore::create(instance, &session, &fresh, owner, &self.opened.manifest.database).await?;
-        // Nobody looks in before it is whole; and an admin who is no superuser can only give objects to who may make them.
-        let mut sql = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC;", identifier(&fresh));
-        for role in order.roles.logins().into_iter().filter(|role| roles::may_create(&self.opened.archive, role)) {
-            sql += &format!("GRANT CREATE ON SCHEMA public TO {};", identifier(role));
-        }
-        let inside = instance.look(&fresh).await?;
-        instance.run(&inside, "close the database to others", &sql).await
+        // Nobody looks in before it is whole.
+        let close = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", identifier(&fresh));
+        instance.run(&session, "close the database to others", &close).await
     }
 
-    async fn restore(&self) -> Result<(), Failure> {
+    async fn restore(&mut self) -> Result<(), Failure> {
         let (instance, order, means) = (self.instance, &self.import.order, self.means);
         let mut members: Vec<&str> = self.import.successors.values().map(String::as_str).collect();
         members.extend(order.roles.all());
@@ -332,7 +327,8 @@ impl Run<'_> {
         let (tenant, fresh) = (&order.tenant, fresh(order));
         let seat = Seat::take(instance, tenant, &members).await?;
         faults::point(ACT, "seat")?;
-        self.opened.fill(&self.site.config, instance, &fresh, &seat, means.jobs, means.progress).await?;
+        let target = Target { instance, database: &fresh, owner: &order.roles.owner };
+        self.opened.fill(&self.site.config, &target, &seat, means.jobs, means.progress).await?;
         Seat::leave(instance, tenant, Some((&fresh, &order.roles.owner))).await
     }
 

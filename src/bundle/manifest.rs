@@ -140,6 +140,7 @@ pub struct LargeObjects {
 pub struct Extension {
     pub name: String,
     pub version: String,
+    pub schema: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,13 +1,13 @@
 //! A bundle into a fresh database, and the look at what came out. Who gets the database, and whether it stays, is the
 //! business of those who call: `import` and `backup::verify`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::archive::{self, Archive};
+use super::archive::{self, Archive, Entry};
 use super::contents::{self, Depth};
 use super::manifest::{self, Contents, Database, Manifest};
 use super::progress::Progress;
@@ -21,6 +21,7 @@ use crate::lifecycle::quote::{identifier, literal};
 
 const SCRATCH: &str = "pgtenant-scratch-";
 const TOC: &str = "toc.dat";
+const PUBLIC: &str = "public";
 /// Only superusers have them, and they run with the rights of whoever changes the schema.
 const EVENT_TRIGGER: &str = "EVENT TRIGGER";
 
@@ -30,6 +31,13 @@ pub struct Opened {
     pub archive: Archive,
     /// The dump in plain, gone on drop: links into a bundle that is not encrypted, or files of our own.
     scratch: Scratch,
+}
+
+/// The database that is filled.
+pub struct Target<'a> {
+    pub instance: &'a Instance,
+    pub database: &'a str,
+    pub owner: &'a str,
 }
 
 /// A private folder; a lock on it says that its maker lives.
@@ -173,43 +181,99 @@ impl Opened {
         }
     }
 
-    /// Fills the database, which is empty: the admin makes what there is, with no rows in it yet; rows, indexes and all else
-    /// that could run what the tenant has written come by the seat, who has the tenant's rights and no others.
+    /// Fills the database, which is empty. The admin makes the extensions, and nothing else: already
+    /// CREATE TABLE may run what a tenant has written. The rest comes by the seat, who has the tenant's rights and no others.
     pub async fn fill(
-        &self,
+        &mut self,
         config: &Config,
-        instance: &Instance,
-        database: &str,
+        target: &Target<'_>,
         seat: &Seat,
         jobs: u32,
         progress: &Progress,
     ) -> Result<(), Failure> {
+        let Target { instance, database, owner } = *target;
         let major = server_major(instance, &*instance.session().await?).await?;
         let tool = tools::find(config, "pg_restore", major).await?;
+        let inside = instance.look(database).await?;
+        self.make_extensions(instance, &inside).await?;
+        seat.may_fill(instance, &inside).await?;
+        let mut guests = roles::guests(&self.archive);
+        guests.retain(|(schema, role)| !(schema == PUBLIC && role == owner));
+        self.let_in(instance, &inside, &guests).await?;
         let dump = self.scratch.dir.path().join(DUMP);
         let toc = dump.join(TOC);
         // The link goes, not what it leads to.
         std::fs::remove_file(&toc).map_err(Failure::file("remove", &toc))?;
         std::fs::write(&toc, self.archive.write()).map_err(Failure::file("write", &toc))?;
-        let section = |name: &str, role| {
-            let mut command = tool.command(instance, database, role);
-            command.args(["--exit-on-error", "--no-tablespaces", "--dbname", database, "--section", name]);
-            command.args(["--jobs", &jobs.to_string()]).arg(&dump);
-            tool.run(command)
-        };
-        progress.step("makes the tables");
-        section("pre-data", None).await?;
-        seat.may_fill(instance, database).await?;
+        let mut command = tool.command(instance, database, Some(seat.login()));
+        command.args(["--exit-on-error", "--no-tablespaces", "--dbname", database]);
+        command.args(["--jobs", &jobs.to_string()]).arg(&dump);
         tokio::select! {
-            done = section("data", Some(seat.login())) => done?,
+            done = tool.run(command) => done?,
             never = progress.follow("restores", instance, database, &self.manifest.contents.tables) => match never {},
         }
-        progress.step("makes indexes and constraints");
-        section("post-data", Some(seat.login())).await?;
+        guests.retain(|(schema, role)| !roles::may_create(&self.archive, schema, role));
+        let out: String = guests
+            .iter()
+            .map(|(schema, role)| format!("REVOKE CREATE ON SCHEMA {} FROM {};", identifier(schema), identifier(role)))
+            .collect();
+        instance.run(&inside, "take back what the restore needed", &out).await?;
         progress.step("gathers statistics");
         let (role, password) = seat.login();
-        let inside = instance.connect_as(database, role, password).await?;
-        instance.run(&inside, "gather statistics", "SET statement_timeout = 0; ANALYZE").await
+        let by_seat = instance.connect_as(database, role, password).await?;
+        instance.run(&by_seat, "gather statistics", "SET statement_timeout = 0; ANALYZE").await
+    }
+
+    /// Extensions take the admin's rights, some of them. Their schemas come first, and none of it is made twice.
+    async fn make_extensions(&mut self, instance: &Instance, inside: &tokio_postgres::Client) -> Result<(), Failure> {
+        let is = |entry: &Entry, kind: &str, tag: &str| {
+            entry.kind.as_deref() == Some(kind) && entry.tag.as_deref() == Some(tag)
+        };
+        // In the order of the dump, where those that need another come after it.
+        let names = self.archive.entries.iter().filter(|entry| entry.kind.as_deref() == Some("EXTENSION"));
+        let names: Vec<String> = names.filter_map(|entry| entry.tag.clone()).collect();
+        for name in names {
+            let known = self.manifest.contents.extensions.iter().find(|extension| extension.name == name);
+            let schema = known.map(|extension| extension.schema.clone()).unwrap_or_default();
+            let own = self.archive.entries.iter().find(|entry| is(entry, "SCHEMA", &schema));
+            let mut sql = String::new();
+            if let Some(owner) = own.and_then(|entry| entry.owner.clone()) {
+                let (schema, owner) = (identifier(&schema), identifier(&owner));
+                sql += &format!("CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner};");
+            }
+            sql += &format!("CREATE EXTENSION IF NOT EXISTS {}", identifier(&name));
+            // Others make a schema of their own.
+            if own.is_some() || schema == PUBLIC {
+                sql += &format!(" WITH SCHEMA {}", identifier(&schema));
+            }
+            instance.run(inside, &format!("create extension {name}"), &sql).await?;
+            let comment = format!("EXTENSION {name}");
+            self.archive.entries.retain(|entry| {
+                !is(entry, "EXTENSION", &name) && !is(entry, "SCHEMA", &schema) && !is(entry, "COMMENT", &comment)
+            });
+        }
+        Ok(())
+    }
+
+    /// Lets roles own what is in others' schemas: in those that are there now, and in those that the dump makes.
+    async fn let_in(
+        &mut self,
+        instance: &Instance,
+        inside: &tokio_postgres::Client,
+        guests: &BTreeSet<(String, String)>,
+    ) -> Result<(), Failure> {
+        let mut now = String::new();
+        for (schema, role) in guests {
+            let grant = format!("GRANT CREATE ON SCHEMA {} TO {};\n", identifier(schema), identifier(role));
+            let makes = |entry: &&mut Entry| {
+                entry.kind.as_deref() == Some("SCHEMA") && entry.tag.as_ref() == Some(schema) && schema != PUBLIC
+            };
+            match self.archive.entries.iter_mut().find(makes).and_then(|entry| entry.definition.as_mut()) {
+                Some(definition) => *definition += &grant,
+                None => now += &grant,
+            }
+        }
+        instance.run(inside, "prepare the schemas", &now).await
     }
 
     /// What came out, and how it differs from what went in.

@@ -43,19 +43,45 @@ pub fn rename(archive: &mut Archive, successors: &BTreeMap<String, String>) {
         }
         if done > 0 {
             text += &old[done..];
-            entry.definition = Some(text);
+            entry.definition = Some(without_sessions(&text));
         }
     }
 }
 
-/// Whether the dump lets this role make objects in schema `public`.
-pub fn may_create(archive: &Archive, role: &str) -> bool {
+/// Roles that own something in a schema that is another's, with the schema: to be given objects there they have to have the
+/// right to make some.
+pub fn guests(archive: &Archive) -> BTreeSet<(String, String)> {
+    let schemas = archive.entries.iter().filter(|entry| entry.kind.as_deref() == Some("SCHEMA"));
+    let hosts: BTreeMap<&str, &str> =
+        schemas.filter_map(|entry| Some((entry.tag.as_deref()?, entry.owner.as_deref()?))).collect();
+    let owned = restored(archive).filter_map(|entry| Some((entry.schema.as_deref()?, entry.owner.as_deref()?)));
+    owned
+        .filter(|(schema, owner)| !schema.is_empty() && !owner.is_empty() && hosts.get(schema) != Some(owner))
+        .map(|(schema, owner)| (schema.to_owned(), owner.to_owned()))
+        .collect()
+}
+
+/// Whether the dump itself lets this role make objects in the schema.
+pub fn may_create(archive: &Archive, schema: &str, role: &str) -> bool {
     let role = quote::identifier(role);
+    let tag = format!("SCHEMA {schema}");
     let grants = archive.entries.iter().filter(|entry| entry.kind.as_deref() == Some("ACL"));
-    grants.filter(|entry| entry.tag.as_deref() == Some("SCHEMA public")).any(|entry| {
-        let granted = |right: &str| definition(entry).contains(&format!("GRANT {right} ON SCHEMA public TO {role};"));
-        granted("ALL") || granted("CREATE")
+    grants.filter(|entry| entry.tag.as_deref() == Some(&tag)).any(|entry| {
+        let mut lines = definition(entry).lines();
+        let right =
+            |line: &str| line.starts_with("GRANT ALL ON SCHEMA ") || line.starts_with("GRANT CREATE ON SCHEMA ");
+        lines.any(|line| right(line) && line.contains(&format!(" TO {role}")))
     })
+}
+
+/// Grants of others than the owner are made in their role, which who restores is a member of, and not in their session,
+/// which takes a superuser.
+fn without_sessions(definition: &str) -> String {
+    let line = |line: &str| match line.strip_prefix("SET SESSION AUTHORIZATION ") {
+        Some(role) => format!("SET ROLE {role}"),
+        None => line.replacen("RESET SESSION AUTHORIZATION;", "RESET ROLE;", 1),
+    };
+    definition.split_inclusive('\n').map(line).collect()
 }
 
 fn restored(archive: &Archive) -> impl Iterator<Item = &Entry> {
@@ -160,7 +186,7 @@ mod tests {
         assert_eq!(texts[0], "CREATE TABLE public.acme_app (a text DEFAULT 'TO acme_app');");
         assert_eq!(
             texts[1],
-            "REVOKE ALL ON TABLE public.acme_app FROM PUBLIC;\nGRANT SELECT(acme_app) ON TABLE public.acme_app TO \"b_app\" WITH GRANT OPTION;\nSET SESSION AUTHORIZATION \"b_app\";\nGRANT SELECT ON TABLE public.acme_app TO \"keeper\";\nRESET SESSION AUTHORIZATION;\n"
+            "REVOKE ALL ON TABLE public.acme_app FROM PUBLIC;\nGRANT SELECT(acme_app) ON TABLE public.acme_app TO \"b_app\" WITH GRANT OPTION;\nSET ROLE \"b_app\";\nGRANT SELECT ON TABLE public.acme_app TO \"keeper\";\nRESET ROLE;\n"
         );
         assert_eq!(
             texts[2],

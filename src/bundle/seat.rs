@@ -1,11 +1,12 @@
-//! Who restores rows: a login for as long as it takes, with the rights of the tenant's roles and no others.
+//! Who restores: a login for as long as it takes, with the rights of the tenant's roles and no others.
 //!
-//! A CHECK constraint or a generated column may call what the tenant has written, and COPY runs it with the rights of who
-//! copies. That must not be the instance's admin, to whom all tenants' databases are open.
+//! A CHECK constraint or a generated column may call what the tenant has written, and COPY, or already CREATE TABLE, runs it
+//! with the rights of who restores. That must not be the instance's admin, to whom all tenants' databases are open.
 
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio_postgres::Client;
 
 use crate::config::Secret;
 use crate::lifecycle::credentials::Credential;
@@ -66,10 +67,9 @@ impl Seat {
     }
 
     /// Tables of extensions belong to the admin, and some have rows of the tenant's.
-    pub async fn may_fill(&self, instance: &Instance, database: &str) -> Result<(), Failure> {
-        let inside = instance.look(database).await?;
+    pub async fn may_fill(&self, instance: &Instance, inside: &Client) -> Result<(), Failure> {
         let grants = FILL.replace("$role", &literal(&self.role));
-        instance.run(&inside, "let the rows be restored", &grants).await
+        instance.run(inside, "let the rows be restored", &grants).await
     }
 
     /// Drops the login of a tenant, where there is one; what it may have made in the database is `heir`'s.

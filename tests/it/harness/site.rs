@@ -99,6 +99,12 @@ SET ROLE acme_app;
 CREATE TABLE public.made_by_the_application (n serial PRIMARY KEY, t text);
 INSERT INTO public.made_by_the_application (t) VALUES ('one'), ('two');
 RESET ROLE;
+-- Owned by who may make nothing there, and granted by who does not own it.
+CREATE TABLE shop.of_the_application (n int);
+ALTER TABLE shop.of_the_application OWNER TO acme_app;
+SET ROLE acme_ro; GRANT SELECT ON shop.third TO acme_app; RESET ROLE;
+CREATE SCHEMA extra AUTHORIZATION acme_owner;
+CREATE EXTENSION pg_trgm WITH SCHEMA extra;
 -- What Debian's 15.20 keeps there, and no other major knows.
 UPDATE pg_attribute SET attoptions = '{n_distinct=5,pg_attver=3}' WHERE attrelid = 'shop.events_2030'::regclass AND attname = 'id';
 UPDATE pg_attribute SET attoptions = '{pg_attver=2}' WHERE attrelid = 'shop.customers'::regclass AND attname = 'name';
