@@ -7,7 +7,7 @@ use crate::bundle::manifest::Contents;
 use crate::bundle::progress::Progress;
 use crate::bundle::restore::{self, Opened, Target};
 use crate::bundle::sealing::Identities;
-use crate::bundle::seat::{self, Seat};
+use crate::bundle::seat::Seat;
 use crate::lifecycle::instance::Instance;
 use crate::lifecycle::quote::identifier;
 use crate::lifecycle::shelf::{self, Stored};
@@ -62,7 +62,7 @@ async fn prove(site: &Site, stored: &Stored, instance: Option<&str>, progress: &
     let compared = match opened.fill(config, &target, &seat, jobs, progress).await {
         Ok(()) => {
             faults::point(ACT, "restored")?;
-            opened.compare(&instance, &database, Depth::Checksums, jobs, progress).await
+            opened.compare(&target, &seat, Depth::Checksums, jobs, progress).await
         }
         Err(failure) => Err(failure),
     };
@@ -125,7 +125,7 @@ async fn drop_scratch(instance: &Instance, tenant: &str) -> Result<(), Failure> 
     let (session, database) = (instance.session().await?, shelf::scratch(tenant));
     match provision::owner_of(instance, &session, &database).await? {
         None => {}
-        Some(owner) if owner == seat::role_name(&seat_of(tenant)) => {
+        Some(owner) if owner == shelf::seat(&seat_of(tenant)) => {
             provision::drop_database(instance, &session, &database).await?;
         }
         Some(owner) => {

@@ -3,7 +3,7 @@
 //! The same on every major from 14 on. A row's hash is taken over its text, so everything that texts depend on is pinned
 //! ([`pin`]).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_postgres::Client;
@@ -58,6 +58,16 @@ pub async fn tables(instance: &Instance, client: &Client) -> Result<Vec<Table>, 
         Table { schema, name, bytes: bytes.parse().unwrap_or_default(), rows: 0, checksum: None }
     });
     Ok(tables.collect())
+}
+
+/// Those of the tables that superusers own, by full name: nobody else can have put anything on them that runs.
+pub async fn of_superusers(instance: &Instance, client: &Client) -> Result<BTreeSet<String>, Failure> {
+    let sql = format!(
+        "SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+           JOIN pg_roles r ON r.oid = c.relowner WHERE c.relkind = 'r' AND {OURS} AND r.rolsuper"
+    );
+    let rows = instance.rows(client, "look at the tables' owners", &sql).await?;
+    Ok(rows.into_iter().map(|row| fields::<1>(row)[0].clone()).collect())
 }
 
 /// Counts the rows of all tables, several at a time: each client works until no table is left.
@@ -270,7 +280,7 @@ pub fn differences(wanted: &Contents, found: &Contents) -> Vec<String> {
             differences.push(format!("extension {} is missing", extension.name));
         }
     }
-    let kinds = wanted.objects.keys().chain(found.objects.keys()).collect::<std::collections::BTreeSet<_>>();
+    let kinds = wanted.objects.keys().chain(found.objects.keys()).collect::<BTreeSet<_>>();
     for kind in kinds {
         let of = |contents: &Contents| contents.objects.get(kind).copied().unwrap_or_default();
         if of(wanted) != of(found) {

@@ -14,6 +14,7 @@ use super::contents::{self, Depth, fields};
 use super::manifest::{self, Contents, Database, Manifest, Part, Role, Sequence, Setting, Source};
 use super::progress::Progress;
 use super::sealing::{self, Recipients};
+use super::seat::{self, Seat};
 use super::tools::{self, Tool};
 use super::{DUMP, MANIFEST, record, roles, sums};
 use crate::config::{Databases, Tenant};
@@ -69,7 +70,11 @@ pub async fn export(
     let path = order.output.display().to_string();
     site.record(what, &tenant.id, "begun", &format!("to {path}"))?;
     let result = match Partial::make(tenant, &order.output) {
-        Ok(partial) => write(tenant, &instance, order, &partial, site, progress).await,
+        Ok(partial) => {
+            let written = write(tenant, &instance, order, &partial, site, progress).await;
+            let left = Seat::leave(&instance, &seat_of(tenant), None).await;
+            written.and_then(|written| left.map(|()| written))
+        }
         Err(failure) => Err(failure),
     };
     if result.is_err() && order.output.symlink_metadata().is_err() {
@@ -192,25 +197,33 @@ async fn write(
 ) -> Result<Written, Failure> {
     faults::point(ACT, "folder")?;
     let database = &tenant.database;
-    let snapshot = Snapshot::take(instance, database, order.jobs).await?;
+    let roles = seat::harmless(instance, tenant).await?;
+    let roles: Vec<&str> = roles.iter().map(String::as_str).collect();
+    let seat = Seat::take(instance, &seat_of(tenant), &roles).await?;
+    faults::point(ACT, "seat")?;
+    let snapshot = Snapshot::take(instance, database, &seat, order.jobs).await?;
     let made = audit::now();
-    let facts = Facts::read(instance, &snapshot.clients[0]).await?;
+    let client = &snapshot.admin;
+    let facts = Facts::read(instance, client).await?;
     let tool = tools::find(&site.config, "pg_dump", facts.server_number / 10_000).await?;
-    let tables = contents::tables(instance, &snapshot.clients[0]).await?;
+    let tables = contents::tables(instance, client).await?;
     let dump = partial.path.join(DUMP);
     let run = tool.run(dump_command(&tool, instance, database, &snapshot, order, &facts, &dump));
-    let measure = contents::measure(instance, &snapshot.clients, tables.clone(), Depth::Checksums);
-    let both = async { tokio::try_join!(run, measure) };
-    let (_, tables) = tokio::select! {
-        done = both => done?,
+    let of_superusers = contents::of_superusers(instance, client).await?;
+    let (theirs, ours) = tables.iter().cloned().partition(|table| of_superusers.contains(&table.full_name()));
+    let measure = contents::measure(instance, &snapshot.readers, ours, Depth::Checksums);
+    let by_admin = contents::measure(instance, std::slice::from_ref(client), theirs, Depth::Checksums);
+    let all = async { tokio::try_join!(run, measure, by_admin) };
+    let (_, mut measured, more) = tokio::select! {
+        done = all => done?,
         never = progress.follow("dumps", instance, database, &tables) => match never {},
     };
+    measured.extend(more);
     faults::point(ACT, "dump")?;
     progress.step("looks at the rest");
-    let client = &snapshot.clients[0];
     let archive = cleaned(&dump)?;
     let contents = Contents {
-        tables,
+        tables: measured,
         sequences: sequences(&archive, &dump)?,
         large_objects: contents::large_objects(instance, client, Depth::Checksums).await?,
         extensions: contents::extensions(instance, client).await?,
@@ -228,7 +241,7 @@ async fn write(
         files: Vec::new(),
         database: facts.database,
     };
-    drop(snapshot.clients);
+    drop(snapshot);
     let mut notes = Vec::new();
     if tool.is_older_than(facts.server_number) {
         let (tool, server) = (&manifest.source.pg_dump, &manifest.source.server);
@@ -250,27 +263,32 @@ async fn write(
 /// Sessions that see the database as it was at one moment.
 struct Snapshot {
     id: String,
-    clients: Vec<Client>,
+    /// Looks at the catalogues, and at large objects.
+    admin: Client,
+    /// Read the rows.
+    readers: Vec<Client>,
 }
 
 impl Snapshot {
-    async fn take(instance: &Instance, database: &str, sessions: u32) -> Result<Snapshot, Failure> {
+    async fn take(instance: &Instance, database: &str, seat: &Seat, readers: u32) -> Result<Snapshot, Failure> {
         const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        let first = instance.look(database).await?;
-        contents::pin(instance, &first).await?;
-        instance.run(&first, "begin a snapshot", BEGIN).await?;
-        let id = instance.value(&first, "export the snapshot", "SELECT pg_export_snapshot()").await?;
+        let admin = instance.look(database).await?;
+        contents::pin(instance, &admin).await?;
+        instance.run(&admin, "begin a snapshot", BEGIN).await?;
+        let id = instance.value(&admin, "export the snapshot", "SELECT pg_export_snapshot()").await?;
         let id = id.unwrap_or_default();
-        let mut clients = vec![first];
-        for _ in 1..sessions {
-            let client = instance.look(database).await?;
-            contents::pin(instance, &client).await?;
+        let readers = seat.sessions(instance, database, readers).await?;
+        for reader in &readers {
             let sql = format!("{BEGIN}; SET TRANSACTION SNAPSHOT {}", literal(&id));
-            instance.run(&client, "share the snapshot", &sql).await?;
-            clients.push(client);
+            instance.run(reader, "share the snapshot", &sql).await?;
         }
-        Ok(Snapshot { id, clients })
+        Ok(Snapshot { id, admin, readers })
     }
+}
+
+/// Another login than that of an import.
+fn seat_of(tenant: &Tenant) -> String {
+    format!("{}~export", tenant.id)
 }
 
 fn dump_command(

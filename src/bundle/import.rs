@@ -318,18 +318,23 @@ impl Run<'_> {
         instance.run(&session, "close the database to others", &close).await
     }
 
-    async fn restore(&mut self) -> Result<(), Failure> {
-        let (instance, order, means) = (self.instance, &self.import.order, self.means);
+    /// The login for what the tenant has written: with its new roles' rights.
+    async fn seat(&self) -> Result<Seat, Failure> {
+        let order = &self.import.order;
         let mut members: Vec<&str> = self.import.successors.values().map(String::as_str).collect();
         members.extend(order.roles.all());
         members.sort_unstable();
         members.dedup();
-        let (tenant, fresh) = (&order.tenant, fresh(order));
-        let seat = Seat::take(instance, tenant, &members).await?;
-        faults::point(ACT, "seat")?;
+        let seat = Seat::take(self.instance, &order.tenant, &members).await?;
+        faults::point(ACT, "seat").map(|()| seat)
+    }
+
+    async fn restore(&mut self) -> Result<(), Failure> {
+        let (instance, order, means) = (self.instance, &self.import.order, self.means);
+        let (seat, fresh) = (self.seat().await?, fresh(order));
         let target = Target { instance, database: &fresh, owner: &order.roles.owner };
         self.opened.fill(&self.site.config, &target, &seat, means.jobs, means.progress).await?;
-        Seat::leave(instance, tenant, Some((&fresh, &order.roles.owner))).await
+        Seat::leave(instance, &order.tenant, Some((&fresh, &order.roles.owner))).await
     }
 
     async fn verify(&mut self) -> Result<(), Failure> {
@@ -338,10 +343,11 @@ impl Run<'_> {
             Verify::Counts => Depth::Counts,
             Verify::None => return Ok(()),
         };
-        let (means, database) = (self.means, fresh(&self.import.order));
-        let found = self.opened.compare(self.instance, &database, depth, means.jobs, means.progress).await?;
-        self.found = Some(found);
-        Ok(())
+        let (instance, order, means) = (self.instance, &self.import.order, self.means);
+        let (seat, fresh) = (self.seat().await?, fresh(order));
+        let target = Target { instance, database: &fresh, owner: &order.roles.owner };
+        self.found = Some(self.opened.compare(&target, &seat, depth, means.jobs, means.progress).await?);
+        Seat::leave(instance, &order.tenant, None).await
     }
 
     async fn rename(&self) -> Result<(), Failure> {

@@ -276,30 +276,28 @@ impl Opened {
         instance.run(inside, "prepare the schemas", &now).await
     }
 
-    /// What came out, and how it differs from what went in.
+    /// What came out, and how it differs from what went in. The seat reads the rows.
     pub async fn compare(
         &self,
-        instance: &Instance,
-        database: &str,
+        target: &Target<'_>,
+        seat: &Seat,
         depth: Depth,
         jobs: u32,
         progress: &Progress,
     ) -> Result<Contents, Failure> {
+        let Target { instance, database, .. } = *target;
         progress.step("compares");
-        let mut clients = Vec::new();
-        for _ in 0..jobs {
-            let client = instance.look(database).await?;
-            contents::pin(instance, &client).await?;
-            clients.push(client);
-        }
+        let readers = seat.sessions(instance, database, jobs).await?;
+        let admin = instance.look(database).await?;
+        contents::pin(instance, &admin).await?;
         let wanted = &self.manifest.contents;
-        let tables = contents::tables(instance, &clients[0]).await?;
+        let tables = contents::tables(instance, &admin).await?;
         let found = Contents {
-            tables: contents::measure(instance, &clients, tables, depth).await?,
-            sequences: contents::sequences(instance, &clients[0], &wanted.sequences).await?,
-            large_objects: in_transaction(instance, &clients[0], depth).await?,
-            extensions: contents::extensions(instance, &clients[0]).await?,
-            objects: contents::objects(instance, &clients[0]).await?,
+            tables: contents::measure(instance, &readers, tables, depth).await?,
+            sequences: contents::sequences(instance, &admin, &wanted.sequences).await?,
+            large_objects: in_transaction(instance, &admin, depth).await?,
+            extensions: contents::extensions(instance, &admin).await?,
+            objects: contents::objects(instance, &admin).await?,
         };
         match contents::differences(wanted, &found) {
             differences if differences.is_empty() => Ok(found),

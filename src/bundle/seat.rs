@@ -1,19 +1,20 @@
-//! Who restores: a login for as long as it takes, with the rights of the tenant's roles and no others.
+//! Who restores rows and reads them: a login for as long as it takes, with the rights of the tenant's roles and no others.
 //!
 //! A CHECK constraint or a generated column may call what the tenant has written, and COPY, or already CREATE TABLE, runs it
-//! with the rights of who restores. That must not be the instance's admin, to whom all tenants' databases are open.
+//! with the rights of who restores; planning a SELECT on a table with an index on an expression does the same. That must not be the instance's admin, to whom all tenants' databases are open.
 
-use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Client;
 
-use crate::config::Secret;
+use super::contents;
+use crate::config::{Secret, Tenant};
 use crate::lifecycle::credentials::Credential;
 use crate::lifecycle::instance::Instance;
 use crate::lifecycle::quote::{identifier, literal};
-use crate::lifecycle::shelf::SEAT;
-use crate::lifecycle::{Failure, provision};
+use crate::lifecycle::{Failure, Roles, provision, shelf};
 
 /// One that a killed run has left cannot log in after this.
 const VALID: time::Duration = time::Duration::days(7);
@@ -24,19 +25,12 @@ pub struct Seat {
     password: Secret,
 }
 
-/// The same for a tenant each time: what a killed run has left is found.
-pub fn role_name(tenant: &str) -> String {
-    let digest = Sha256::digest(tenant.as_bytes());
-    let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{SEAT}{hex}")
-}
-
 impl Seat {
     /// Makes the login a member of these roles.
     pub async fn take(instance: &Instance, tenant: &str, member_of: &[&str]) -> Result<Seat, Failure> {
         let session = instance.session().await?;
         let credential = Credential::generate()?;
-        let role = role_name(tenant);
+        let role = shelf::seat(tenant);
         let there = provision::existing_roles(instance, &session, &[&role]).await?;
         let verb = if there.is_empty() { "CREATE" } else { "ALTER" };
         let until = (OffsetDateTime::now_utc() + VALID).format(&Rfc3339);
@@ -50,9 +44,11 @@ impl Seat {
         for of in member_of {
             sql += &format!("GRANT {} TO {name};", identifier(of));
         }
-        // An admin who is no superuser gives objects away as a member only.
-        if !provision::is_superuser(instance, &session).await? {
-            sql += &format!("GRANT {name} TO CURRENT_USER;");
+        match provision::is_superuser(instance, &session).await? {
+            // Tables may hide rows from their owner. Nothing more: pg_read_all_data would read everybody's verifiers.
+            true => sql += &format!("ALTER ROLE {name} BYPASSRLS;"),
+            // Who is none gives objects away as a member only.
+            false => sql += &format!("GRANT {name} TO CURRENT_USER;"),
         }
         instance.run(&session, "make the role that restores", &sql).await?;
         Ok(Seat { role, password: credential.password })
@@ -60,6 +56,17 @@ impl Seat {
 
     pub fn login(&self) -> (&str, &Secret) {
         (&self.role, &self.password)
+    }
+
+    /// Sessions in a database, whose texts are the same everywhere.
+    pub async fn sessions(&self, instance: &Instance, database: &str, number: u32) -> Result<Vec<Client>, Failure> {
+        let mut sessions = Vec::new();
+        for _ in 0..number {
+            let session = instance.connect_as(database, &self.role, &self.password).await?;
+            contents::pin(instance, &session).await?;
+            sessions.push(session);
+        }
+        Ok(sessions)
     }
 
     pub fn role(&self) -> &str {
@@ -74,7 +81,7 @@ impl Seat {
 
     /// Drops the login of a tenant, where there is one; what it may have made in the database is `heir`'s.
     pub async fn leave(instance: &Instance, tenant: &str, in_database: Option<(&str, &str)>) -> Result<(), Failure> {
-        let (session, role) = (instance.session().await?, role_name(tenant));
+        let (session, role) = (instance.session().await?, shelf::seat(tenant));
         if provision::existing_roles(instance, &session, &[&role]).await?.is_empty() {
             return Ok(());
         }
@@ -87,6 +94,23 @@ impl Seat {
         let drop = format!("{}DROP ROLE IF EXISTS {name};", provision::LOCK);
         instance.run(&session, "drop the role that restored", &drop).await
     }
+}
+
+/// Of a tenant's roles on its instance, those that reach nothing beyond it.
+pub async fn harmless(instance: &Instance, tenant: &Tenant) -> Result<Vec<String>, Failure> {
+    let session = instance.session().await?;
+    let ours = Roles::of(&tenant.id);
+    let mut names: BTreeSet<String> = tenant.roles.keys().cloned().collect();
+    names.extend(ours.all().map(str::to_owned));
+    names.extend(provision::owner_of(instance, &session, &tenant.database).await?);
+    let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
+    let sql = format!(
+        "SELECT rolname FROM pg_roles
+          WHERE rolname IN ({}) AND NOT (rolsuper OR rolcreaterole OR rolreplication OR rolname ~ '^pg_')",
+        names.join(", ")
+    );
+    let rows = instance.rows(&session, "look at the tenant's roles", &sql).await?;
+    Ok(rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect())
 }
 
 const FILL: &str = "DO $do$ DECLARE command text; BEGIN

@@ -20,7 +20,7 @@ pub struct Copies {
     pub keys: Vec<PathBuf>,
     /// What the record's `{ file = … }` point to, and passwords of a rotation.
     pub secrets: Vec<PathBuf>,
-    /// Instances where a killed `backup verify` may have left its scratch database.
+    /// Instances where killed exports and proofs may have left a login, or a scratch database.
     pub instances: Vec<String>,
 }
 
@@ -140,11 +140,11 @@ async fn drop_scratch(site: &Site, instance: &str, tenant: &str) -> Result<(), F
     let instance = site.instance(instance)?;
     let session = instance.session().await?;
     let database = shelf::scratch(tenant);
-    match provision::owner_of(&instance, &session, &database).await? {
-        Some(owner) if owner.starts_with(shelf::SEAT) => {
-            provision::drop_database(&instance, &session, &database).await?;
-            provision::drop_roles(&instance, &session, &[&owner]).await.map(drop)
-        }
-        _ => Ok(()),
+    let seats = shelf::seats(tenant);
+    if let Some(owner) = provision::owner_of(&instance, &session, &database).await?
+        && seats.contains(&owner)
+    {
+        provision::drop_database(&instance, &session, &database).await?;
     }
+    provision::drop_roles(&instance, &session, &seats.each_ref().map(String::as_str)).await.map(drop)
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
@@ -41,8 +42,21 @@ pub fn place(config: &Config, tenant: &str, now: OffsetDateTime) -> PathBuf {
     folder(config, tenant).join(format!("{name}.{ENDING}"))
 }
 
-/// What logins that restore begin with.
-pub const SEAT: &str = "pgtenant_restore_";
+/// Acts that have a login of their own to read or restore rows with, by what stands behind the tenant's id.
+const SEATS: [&str; 3] = ["", "~export", "~proof"];
+
+/// The login for an act on a tenant, `<tenant>`, `<tenant>~export` or `<tenant>~proof`; the same each time: what a killed run
+/// has left is found.
+pub fn seat(act: &str) -> String {
+    let digest = Sha256::digest(act.as_bytes());
+    let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("pgtenant_restore_{hex}")
+}
+
+/// All that a tenant may have.
+pub fn seats(tenant: &str) -> [String; 3] {
+    SEATS.map(|behind| seat(&format!("{tenant}{behind}")))
+}
 
 /// The database that a backup is restored into to prove it. Such a login owns it; no tenant's has a `~`.
 pub fn scratch(tenant: &str) -> String {

@@ -103,6 +103,8 @@ RESET ROLE;
 CREATE TABLE shop.of_the_application (n int);
 ALTER TABLE shop.of_the_application OWNER TO acme_app;
 SET ROLE acme_ro; GRANT SELECT ON shop.third TO acme_app; RESET ROLE;
+CREATE TABLE shop.of_a_superuser (n int);
+INSERT INTO shop.of_a_superuser VALUES (1);
 CREATE SCHEMA extra AUTHORIZATION acme_owner;
 CREATE EXTENSION pg_trgm WITH SCHEMA extra;
 -- What Debian's 15.20 keeps there, and no other major knows.
