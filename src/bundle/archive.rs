@@ -4,6 +4,8 @@
 //! The format is pg_backup_archiver.c's (`WriteHead`, `WriteToc`): archive versions 1.14 (PostgreSQL 12 to 15), 1.15 (16)
 //! and 1.16 (17 and 18). Others are refused.
 
+use std::collections::BTreeMap;
+
 use crate::lifecycle::Failure;
 
 /// A relation that has a kind of table access method: column `relkind` of an entry.
@@ -111,6 +113,23 @@ impl Archive {
         for entry in &mut self.entries {
             if let Some(definition) = entry.definition.as_mut().filter(|text| text.contains("pg_attver")) {
                 *definition = without_attver(definition);
+            }
+        }
+    }
+
+    /// Rights on a schema come before those in it: a grant that was made by somebody else than the owner is made in that
+    /// role, which has to be let into the schema first. pg_restore's processes would take them in any order.
+    pub fn order_rights(&mut self) {
+        let is_acl = |entry: &Entry| entry.kind.as_deref() == Some("ACL");
+        let schema_of =
+            |entry: &Entry| entry.tag.as_deref().and_then(|tag| Some(tag.strip_prefix("SCHEMA ")?.to_owned()));
+        let of_schemas = self.entries.iter().filter(|entry| is_acl(entry));
+        let first: BTreeMap<String, i64> = of_schemas.filter_map(|entry| Some((schema_of(entry)?, entry.id))).collect();
+        for entry in self.entries.iter_mut().filter(|entry| is_acl(entry)) {
+            let Some(id) = entry.schema.as_ref().and_then(|schema| first.get(schema)) else { continue };
+            let id = Some(id.to_string());
+            if !entry.dependencies.contains(&id) {
+                entry.dependencies.push(id);
             }
         }
     }
@@ -336,6 +355,18 @@ mod tests {
         let mut newer = sample((1, 16)).write();
         newer[6] = 17;
         assert!(Archive::read(&newer).unwrap_err().contains("format 1.17 is not known here"));
+    }
+
+    #[test]
+    fn rights_within_a_schema_wait_for_those_on_it() {
+        let mut archive =
+            Archive::of(&[("ACL", "o", "of a table"), ("ACL", "o", "of its schema"), ("TABLE", "o", "t")]);
+        archive.entries[1] = Entry { id: 9, tag: text("SCHEMA public"), schema: None, ..archive.entries[1].clone() };
+        archive.order_rights();
+        archive.order_rights();
+        let waits: Vec<usize> = archive.entries.iter().map(|entry| entry.dependencies.len()).collect();
+        assert_eq!(waits, [2, 1, 1]);
+        assert_eq!(archive.entries[0].dependencies[1], text("9"));
     }
 
     #[test]

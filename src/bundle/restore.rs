@@ -144,6 +144,7 @@ impl Opened {
     pub fn give_to(&mut self, successors: &BTreeMap<String, String>) {
         self.archive.entries.retain(|entry| entry.kind.as_deref() != Some(EVENT_TRIGGER));
         roles::rename(&mut self.archive, successors);
+        self.archive.order_rights();
     }
 
     /// For who looks at the rows only: everything is one role's, and rights and what is somebody's own are left out.
