@@ -18,7 +18,7 @@ once more under its name. Everything else is as with `pgtenant import`.
 
 Exit status: as pgtenant import.")]
 pub(super) struct RestoreArgs {
-    /// The backup: <tenant> for its newest, <tenant>/<name> as `pgtenant backup list` shows it, or a path.
+    /// The backup: `<tenant>` for its newest, `<tenant>/<name>` as `pgtenant backup list` shows it, or a path.
     backup: String,
     /// The new tenant's id.
     #[arg(long, value_name = "TENANT")]

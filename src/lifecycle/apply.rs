@@ -22,7 +22,7 @@ pub struct Wanted {
     pub template: Option<String>,
     pub extensions: Vec<String>,
     pub settings: BTreeMap<String, String>,
-    /// Folder of the migrations; none: that of [migrate].
+    /// Folder of the migrations; none: that of `[migrate]`.
     #[serde(skip)]
     pub migrations: Option<PathBuf>,
     /// Further keys of the record.

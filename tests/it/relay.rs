@@ -466,7 +466,8 @@ async fn a_client_that_only_asks_does_not_fill_our_memory() {
             sent += many.len() as u64;
         }
         let grown = served.peak_memory() - before;
-        assert!(grown < 24 * MIB, "{} MiB more than before, for {} MiB sent", grown / MIB, sent / MIB);
+        // Of these, a worker's buffers for receiving and what a slow reader may keep of them are two.
+        assert!(grown < 28 * MIB, "{} MiB more than before, for {} MiB sent", grown / MIB, sent / MIB);
         // Behind the error of the one that names no portal everything is passed over, and answered by nobody.
         assert!(sent < 48 * MIB || flood == describe_portal(""), "nobody holds the client back");
         drop(wire);

@@ -29,7 +29,7 @@ use crate::select::Selector;
 /// Which files, and which tenants.
 #[derive(Debug, Clone, Args)]
 pub(super) struct WhatArgs {
-    /// The folder of the migrations; default: [migrate] dir.
+    /// The folder of the migrations; default: `[migrate]` dir.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Which tenants, as in tier=gold,region=eu; keys are tenant, tier, region, instance, tag, state.
@@ -37,7 +37,7 @@ pub(super) struct WhatArgs {
     pub select: Selector,
 }
 
-/// How a run goes through the tenants; defaults are those of [migrate].
+/// How a run goes through the tenants; defaults are those of `[migrate]`.
 #[derive(Debug, Clone, Args)]
 pub(super) struct PaceArgs {
     /// Who goes first: numbers, shares, selectors, and rest at the end.
@@ -68,7 +68,7 @@ pub(super) struct PaceArgs {
 /// Where the proxies are that are watched and told.
 #[derive(Debug, Clone, Args)]
 struct ProxyArgs {
-    /// A proxy's HTTP endpoint; may be repeated. Default: [migrate] proxies, else [http] address.
+    /// A proxy's HTTP endpoint; may be repeated. Default: `[migrate]` proxies, else `[http]` address.
     #[arg(long = "proxy-url", value_name = "URL")]
     urls: Vec<String>,
     /// CA certificates (PEM) that vouch for the proxies', for https.

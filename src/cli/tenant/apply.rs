@@ -37,7 +37,7 @@ pub(super) struct ApplyArgs {
     /// Write new tenants' passwords to `<id>.credentials` there, mode 0600, instead of showing them.
     #[arg(long, value_name = "DIR")]
     credentials_dir: Option<PathBuf>,
-    /// The folder of the migrations that new tenants begin with; default: [migrate] dir.
+    /// The folder of the migrations that new tenants begin with; default: `[migrate]` dir.
     #[arg(long, value_name = "DIR")]
     migrations: Option<PathBuf>,
     /// Print the plan, and do nothing.

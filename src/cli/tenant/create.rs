@@ -49,7 +49,7 @@ pub(super) struct CreateArgs {
     /// A setting of the database, as in statement_timeout=30s; may be repeated.
     #[arg(long = "setting", value_name = "NAME=VALUE", value_parser = super::super::key_value)]
     settings: Vec<(String, String)>,
-    /// The folder of the migrations that it begins with; default: [migrate] dir.
+    /// The folder of the migrations that it begins with; default: `[migrate]` dir.
     #[arg(long, value_name = "DIR")]
     migrations: Option<PathBuf>,
     /// A further key of the record, as in pool.max_backends=5; may be repeated.
