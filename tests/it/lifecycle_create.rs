@@ -229,3 +229,28 @@ async fn fifty_tenants_are_made_by_one_apply() {
     assert!(printed.contains("0 made, 1 changed, 48 unchanged, 1 failed"), "{printed}");
     assert!(why.contains("t08: tenant t08: it is in eu, not us; apply moves no tenant"), "{why}");
 }
+
+#[tokio::test]
+async fn further_databases_are_not_left_out_in_silence() {
+    let ground = Ground::new().await;
+    ground.done(&["tenant", "create", "acme"]).await;
+    let migrations = ground.proxy.files.dir().join("migrations");
+    std::fs::create_dir(&migrations).unwrap();
+    std::fs::write(migrations.join("1_items.sql"), "CREATE TABLE items (x int)").unwrap();
+    let status = ["migrate", "status", "--json", "--dir", migrations.to_str().unwrap()];
+    let output = ground.run(&status).await;
+    assert!(!text(&output.stderr).contains("further databases"), "{}", text(&output.stderr));
+
+    ground.sql("postgres", "CREATE DATABASE acme_archive OWNER acme_owner").await;
+    let path = ground.proxy.files.tenants_dir().join("acme.toml");
+    let record = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("databases = [\"acme_archive\"]\n{record}")).unwrap();
+    let output = ground.run(&status).await;
+    let said = text(&output.stderr);
+    assert!(said.contains("further databases of tenants are not migrated: acme (acme_archive)"), "{said}");
+    let bundle = ground.proxy.files.dir().join("acme.pgt");
+    let (status, why) = ground.refused(&["export", "acme", "-o", bundle.to_str().unwrap()]).await;
+    assert!(status == 2 && why.contains("has further databases (acme_archive)") && !bundle.exists(), "{status} {why}");
+    let (status, why) = ground.refused(&["backup", "run", "acme"]).await;
+    assert!(status == 2 && why.contains("has further databases (acme_archive)"), "{status} {why}");
+}

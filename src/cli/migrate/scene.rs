@@ -13,7 +13,7 @@ use super::super::ConfigArgs;
 use super::matrix;
 use super::progress::Progress;
 use crate::admin::ask::{Endpoint, Files};
-use crate::config::{Config, Migrate, Secret, Tenant, duration};
+use crate::config::{Config, Databases, Migrate, Secret, Tenant, duration};
 use crate::lifecycle::migrate::Patience;
 use crate::lifecycle::migrate::bake::Watch;
 use crate::lifecycle::migrate::folder::Folder;
@@ -25,6 +25,9 @@ use crate::lifecycle::migrate::work::Job;
 use crate::lifecycle::{Failure, Site};
 use crate::reload::{self, Source};
 use crate::select::Selector;
+
+/// Tenants whose further databases are named.
+const MOST_NAMED: usize = 5;
 
 /// Which files, and which tenants.
 #[derive(Debug, Clone, Args)]
@@ -104,6 +107,9 @@ impl Scene {
             anyhow::bail!("there is no migration {to} in {}", folder.path.display());
         }
         let tenants = what.select.select(&config)?;
+        if let Some(remark) = passed_over(&tenants) {
+            eprintln!("{remark}");
+        }
         let site = Arc::new(Site::new(config.clone(), None));
         let Migrate { lock_timeout, retries, shared_owners, .. } = config.migrate;
         let patience = Patience { lock_timeout, retries };
@@ -210,6 +216,20 @@ pub(super) fn print(report: &Report, as_json: bool) {
     } else {
         print!("{}", matrix::text(report));
     }
+}
+
+/// What a run leaves alone although it belongs to the tenants.
+fn passed_over(tenants: &[Arc<Tenant>]) -> Option<String> {
+    let further = tenants.iter().filter_map(|tenant| match &tenant.databases {
+        Databases::Named(names) if names.is_empty() => None,
+        Databases::Named(names) => Some(format!("{} ({})", tenant.id, names.join(", "))),
+        Databases::All => Some(format!("{} (all of its instance)", tenant.id)),
+    });
+    let further: Vec<String> = further.collect();
+    let more = further.len().saturating_sub(MOST_NAMED);
+    let named = further.iter().take(MOST_NAMED).cloned().collect::<Vec<_>>().join("; ");
+    let more = if more > 0 { format!("; and of {more} more tenants") } else { String::new() };
+    (!further.is_empty()).then(|| format!("further databases of tenants are not migrated: {named}{more}"))
 }
 
 fn watch(config: &Config, args: &ProxyArgs) -> anyhow::Result<Watch> {
