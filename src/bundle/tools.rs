@@ -8,6 +8,7 @@ use tokio::process::Command;
 use crate::config::{Config, InstanceAddress, InstanceTls, Secret};
 use crate::lifecycle::Failure;
 use crate::lifecycle::instance::Instance;
+use crate::lifecycle::program::die_with_us;
 
 /// Where Debian's packages have them, by major.
 const DEBIAN: &str = "/usr/lib/postgresql";
@@ -142,25 +143,6 @@ fn connection(instance: &Instance, database: &str) -> Vec<(&'static str, String)
 fn address(host: &str, port: u16) -> String {
     let found = std::net::ToSocketAddrs::to_socket_addrs(&(host, port)).ok().and_then(|mut found| found.next());
     found.map_or_else(|| host.to_owned(), |address| address.ip().to_string())
-}
-
-/// The program is no longer wanted when this process is gone, however it went; its files are for their owner alone.
-fn die_with_us(command: &mut Command) {
-    let parent = std::process::id();
-    // SAFETY: between fork and exec only umask, prctl and getppid are called, which are async-signal-safe; the closure
-    // neither allocates nor takes a lock.
-    unsafe {
-        command.pre_exec(move || {
-            libc::umask(0o077);
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            match libc::getppid().unsigned_abs() == parent {
-                true => Ok(()),
-                false => Err(std::io::Error::from_raw_os_error(libc::ESRCH)),
-            }
-        });
-    }
 }
 
 /// The errors in what a program said. DETAIL, CONTEXT and the statements have rows in them.

@@ -18,7 +18,7 @@ use crate::bundle::restore;
 use crate::bundle::sealing::Identities;
 use crate::lifecycle::copies::SUMS;
 use crate::lifecycle::smoke::Smoke;
-use crate::lifecycle::{Site, credentials, shelf};
+use crate::lifecycle::{Failure, Site, credentials, hook, shelf};
 use crate::reload;
 
 #[derive(Debug, Args)]
@@ -71,7 +71,7 @@ pub(super) struct ImportOptions {
     /// Processes of pg_restore, and tables that are compared at a time; default: backup.jobs.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     jobs: Option<u32>,
-    /// Write the passwords there, mode 0600, instead of showing them.
+    /// Write the passwords there, mode 0600, instead of giving them to the hook or showing them.
     #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,
     /// Check the bundle and say what would be done, and do nothing.
@@ -145,7 +145,8 @@ pub(super) async fn carry_out(
     let manifest = opened.manifest.clone();
     let imported = import(&site, &order, opened, placing, &means).await?;
     progress.end();
-    hand_over(imported, &order, &manifest, as_json)?;
+    let given = given(&site, &imported).await?;
+    hand_over(imported, &order, &manifest, given, as_json)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -194,8 +195,28 @@ fn explained(step: Step, import: &Import, manifest: &Manifest) -> String {
     }
 }
 
-/// Shows what was made and what was found in it; the passwords only where no file has them.
-fn hand_over(imported: Imported, import: &Import, manifest: &Manifest, as_json: bool) -> anyhow::Result<()> {
+/// Gives the passwords to the hook, where there is one and no file has them; whether it did.
+async fn given(site: &Site, imported: &Imported) -> Result<bool, Failure> {
+    let order = &imported.order;
+    let whose = hook::Whose {
+        act: "import",
+        tenant: &order.tenant,
+        instance: &order.instance,
+        region: order.region.as_deref(),
+        database: &order.database,
+        old_valid_until: None,
+    };
+    hook::give(site, whose, order.credentials.as_deref(), &imported.credentials).await
+}
+
+/// Shows what was made and what was found in it; the passwords only where neither a file nor the hook has them.
+fn hand_over(
+    imported: Imported,
+    import: &Import,
+    manifest: &Manifest,
+    given: bool,
+    as_json: bool,
+) -> anyhow::Result<()> {
     let order = &imported.order;
     let smoke = match &imported.smoke {
         Smoke::Passed { proxy } => format!("logged in through the proxy at {proxy}"),
@@ -222,8 +243,9 @@ fn hand_over(imported: Imported, import: &Import, manifest: &Manifest, as_json: 
             "region": order.region, "tier": order.tier, "smoke": smoke, "resumed": imported.resumed,
             "verify": import.verify, "verified": verified, "tables": contents.tables.len(), "rows": rows,
             "left_out": manifest.tenant.left_out, "credentials": order.credentials,
+            "given_to_hook": given,
         });
-        if order.credentials.is_none() {
+        if order.credentials.is_none() && !given {
             let passwords = imported.credentials.iter();
             told["passwords"] = passwords.map(|(role, of)| (role.clone(), json!(of.password.expose()))).collect();
         }
@@ -236,6 +258,7 @@ fn hand_over(imported: Imported, import: &Import, manifest: &Manifest, as_json: 
         }
         match &order.credentials {
             Some(path) => println!("its passwords are in {}", path.display()),
+            None if given => println!("its passwords were given to the credentials hook"),
             None => println!(
                 "its passwords, which are shown this once and kept nowhere:\n\n{}",
                 *credentials::text(tenant, &order.database, &imported.credentials)

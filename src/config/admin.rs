@@ -11,7 +11,7 @@ use super::secret::{Secret, Verifier};
 use super::{Admin, AdminRole};
 
 /// Tables of `proxy.toml` that are not shown: they hold secrets, or have a SHOW of their own.
-const HIDDEN: [&str; 3] = ["admin", "instances", "tenants"];
+const HIDDEN: [&str; 4] = ["admin", "instances", "provisioner", "tenants"];
 
 /// `separator` stands between role and tenant in a client's user.
 pub(super) fn resolve(written: file::Admin, separator: Option<char>, mut scope: Scope<'_, '_>) -> Admin {

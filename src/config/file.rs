@@ -15,11 +15,14 @@ use super::scalar::{
 };
 use super::secret::{Reference, Verifier};
 use super::{
-    Access, Engine, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode, backup, lifecycle, migrate, query,
+    Access, Engine, InstanceTls, LogFormat, PoolMode, Reset, TenantState, TlsMode, backup, lifecycle, migrate, program,
+    query,
 };
 
 /// Folder of certificates, unless another one is named; only then it has to exist.
 pub(super) const CERTIFICATES: &str = "certs";
+/// Folder of instances; made when a provisioner makes the first.
+pub(super) const INSTANCES_DIR: &str = "instances.d";
 /// Folder of tenants, unless another one is named; only then it has to exist.
 pub(super) const TENANTS_DIR: &str = "tenants.d";
 
@@ -54,6 +57,8 @@ pub(super) struct File {
     pub query: query::Written,
     pub tier: BTreeMap<String, Tier>,
     pub tenants_dir: PathBuf,
+    pub instances_dir: PathBuf,
+    pub provisioner: BTreeMap<String, program::Provisioner>,
     pub instances: BTreeMap<String, Instance>,
     pub tenants: BTreeMap<String, Tenant>,
 }
@@ -80,6 +85,8 @@ impl Default for File {
             query: query::Written::default(),
             tier: BTreeMap::new(),
             tenants_dir: TENANTS_DIR.into(),
+            instances_dir: INSTANCES_DIR.into(),
+            provisioner: BTreeMap::new(),
             instances: BTreeMap::new(),
             tenants: BTreeMap::new(),
         }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::file;
 use super::problem::Scope;
+use super::program::{self, Program};
 use super::resolve::positive;
 use super::scalar::Period;
 use super::{Instance, Secret};
@@ -18,6 +19,8 @@ use super::{Instance, Secret};
 pub struct Lifecycle {
     /// Folder of the tenants' records.
     pub tenants_dir: PathBuf,
+    /// Folder of the instances that provisioners have made; default `instances.d`.
+    pub instances_dir: PathBuf,
     /// Every act, as JSON lines; default `audit.jsonl`.
     pub audit_log: PathBuf,
     /// Journals of runs that are not finished; made when needed, default `lifecycle.d`.
@@ -28,6 +31,10 @@ pub struct Lifecycle {
     pub grace: Duration,
     /// Folders with pg_dump and pg_restore, looked into before the system's own; default none.
     pub postgres_tools: Vec<PathBuf>,
+    /// Gets new passwords, where they are not written to a file; none: they are shown.
+    pub credentials_hook: Option<Program>,
+    /// What makes whole instances, by name.
+    pub provisioners: BTreeMap<String, Program>,
     /// Names of `[tier.*]`.
     pub tiers: BTreeSet<String>,
     /// The instances as places for tenants, by name.
@@ -43,6 +50,7 @@ pub(super) struct Written {
     pub per_instance: u32,
     pub grace: Period,
     pub postgres_tools: Vec<PathBuf>,
+    pub credentials_hook: Option<program::Hook>,
 }
 
 impl Default for Written {
@@ -53,6 +61,7 @@ impl Default for Written {
             per_instance: 4,
             grace: Period(Duration::from_secs(24 * 60 * 60)),
             postgres_tools: Vec::new(),
+            credentials_hook: None,
         }
     }
 }
@@ -104,8 +113,9 @@ pub(super) fn host(written: &file::Instance, instance: Arc<Instance>, mut scope:
 }
 
 pub(super) fn resolve(
-    written: &Written,
-    tenants_dir: PathBuf,
+    written: Written,
+    (tenants_dir, instances_dir): (PathBuf, PathBuf),
+    provisioners: BTreeMap<String, Program>,
     tiers: BTreeSet<String>,
     hosts: BTreeMap<String, Host>,
     mut scope: Scope<'_, '_>,
@@ -113,6 +123,9 @@ pub(super) fn resolve(
     scope.require(written.per_instance > 0, "per_instance", "at least 1 is needed");
     Lifecycle {
         tenants_dir,
+        instances_dir,
+        provisioners,
+        credentials_hook: written.credentials_hook.map(|hook| program::hook(hook, scope.enter("credentials_hook"))),
         audit_log: scope.path(&written.audit_log),
         journal_dir: scope.path(&written.journal_dir),
         per_instance: written.per_instance,

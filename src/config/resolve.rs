@@ -1,7 +1,6 @@
 //! From what is written to the complete and checked [`Config`]: reads the files, fills in defaults, checks.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +10,8 @@ use super::file::{self, File};
 use super::problem::{ConfigError, Gathered, Scope};
 use super::scalar::Period;
 use super::{
-    Auth, Collector, Config, Drain, Instance, InstanceAddress, InstanceTls, Limits, Listen, Log, Routing, Tls, TlsMode,
-    Tracing, admin, backup, http, layers, lifecycle, migrate, pool, query, quota, read, tenants,
+    Auth, Collector, Config, Drain, Instance, Limits, Listen, Log, Routing, Tls, TlsMode, Tracing, admin, backup, http,
+    instances, layers, lifecycle, migrate, pool, program, query, quota, read, tenants,
 };
 
 /// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
@@ -64,13 +63,7 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     let drain = Drain { timeout: file.drain.timeout.0 };
     let admin = admin::resolve(file.admin, file.routing.user_suffix.0, scope.enter("admin"));
 
-    let mut instances_scope = scope.enter("instances");
-    let hosts = file.instances.into_iter().map(|(name, mut written)| {
-        let instance = Arc::new(instance(name.clone(), &mut written, instances_scope.enter(&name)));
-        let host = lifecycle::host(&written, instance, instances_scope.enter(&name));
-        (name, host)
-    });
-    let hosts: BTreeMap<String, lifecycle::Host> = hosts.collect();
+    let hosts = instances::resolve(&file.instances_dir, file.instances, &mut scope);
     let instances: BTreeMap<String, Arc<Instance>> =
         hosts.iter().map(|(name, host)| (name.clone(), host.instance.clone())).collect();
     let mut tiers_scope = scope.enter("tier");
@@ -94,9 +87,10 @@ fn resolve(file: File, document: &Document, gathered: &mut Gathered<'_>) -> Conf
     };
     let secret_files = std::mem::take(&mut scope.gathered.secret_files);
     let (tenants, ids) = tenants::resolve(&file.tenants_dir, file.tenants, &shared, &mut scope);
-    let tenants_dir = scope.path(&file.tenants_dir);
-    let lifecycle =
-        lifecycle::resolve(&file.lifecycle, tenants_dir, tiers.into_keys().collect(), hosts, scope.enter("lifecycle"));
+    let folders = (scope.path(&file.tenants_dir), scope.path(&file.instances_dir));
+    let provisioners = program::provisioners(file.provisioner, scope.enter("provisioner"));
+    let tiers = tiers.into_keys().collect();
+    let lifecycle = lifecycle::resolve(file.lifecycle, folders, provisioners, tiers, hosts, scope.enter("lifecycle"));
     let migrate = migrate::resolve(file.migrate, scope.enter("migrate"));
     let query = query::resolve(file.query, &instances, scope.enter("query"));
     let routing = routing(file.routing, &ids, scope.enter("routing"));
@@ -321,52 +315,4 @@ fn collector(endpoint: &str, service: String) -> Option<Collector> {
         path: path.to_owned(),
         service,
     })
-}
-
-fn instance(name: String, written: &mut file::Instance, mut scope: Scope<'_, '_>) -> Instance {
-    if let Err(message) = tenants::check_id(&name) {
-        scope.problem("", format!("an instance's name {message}"));
-    }
-    if written.host.is_none() {
-        scope.problem("host", "missing; write a host name, an address or a socket's folder");
-    }
-    let host = written.host.take().unwrap_or_default();
-    let ip: Option<IpAddr> = host.parse().ok();
-    let folder = host.starts_with('/');
-    if !folder && ip.is_none() && host.contains([':', ' ', '/', '[']) {
-        scope
-            .problem("host", format!("{host:?} is no host; a port goes into `port`, further settings into their keys"));
-    }
-    scope.require(written.port != 0, "port", "must not be 0");
-    scope.require(written.max_backends > 0, "max_backends", "at least 1 is needed");
-    let tls_ca = written.tls_ca.take().map(|ca| scope.file("tls_ca", &ca));
-    let local = folder || host == "localhost" || ip.is_some_and(|ip| ip.is_loopback());
-    let tls = written.tls.unwrap_or(match (&tls_ca, local) {
-        (Some(_), _) => InstanceTls::VerifyFull,
-        (None, false) => InstanceTls::Require,
-        (None, true) => InstanceTls::Off,
-    });
-    let verifies = matches!(tls, InstanceTls::VerifyCa | InstanceTls::VerifyFull);
-    if folder && tls != InstanceTls::Off {
-        scope.problem("tls", "PostgreSQL has no TLS on Unix sockets; leave out tls and tls_ca");
-    } else if verifies && tls_ca.is_none() {
-        scope.problem("tls_ca", "needed to verify the instance's certificate; name the CA's PEM file");
-    } else if !verifies && tls_ca.is_some() {
-        scope.problem("tls", "does not look at certificates, but tls_ca is set; use verify-full or verify-ca");
-    }
-    let port = written.port;
-    let address = match folder {
-        true => InstanceAddress::Unix { dir: PathBuf::from(&host), port },
-        false => InstanceAddress::Tcp { host: host.clone(), port },
-    };
-    Instance {
-        name,
-        address,
-        tls,
-        tls_server_name: written.tls_server_name.take().unwrap_or(host),
-        tls_ca,
-        max_backends: written.max_backends,
-        system_identifier: written.system_identifier.take().map(|id| id.0),
-        region: written.region.take(),
-    }
 }

@@ -56,7 +56,7 @@ pub(super) fn resolve(
             tenants.insert(id, Arc::new(tenant));
         }
     }
-    for path in record_files(dir, proxy) {
+    for path in record_files("tenants_dir", dir, file::TENANTS_DIR, proxy) {
         let id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if let Some(first) = ids.get(&id) {
             let message = format!("tenant {id:?} is in {} already; keep one of them", first.display());
@@ -73,15 +73,15 @@ pub(super) fn resolve(
     (tenants, ids.into_keys().collect())
 }
 
-/// The records in the folder by name. Others than `*.toml` (editors' copies, secrets) are passed over.
-fn record_files(written: &Path, proxy: &mut Scope<'_, '_>) -> Vec<PathBuf> {
+/// The records in the folder by name; `key` names the folder, and has to be there when it is not the default. Others than `*.toml` (editors' copies, secrets) are passed over.
+pub(super) fn record_files(key: &str, written: &Path, default: &str, proxy: &mut Scope<'_, '_>) -> Vec<PathBuf> {
     let dir = proxy.path(written);
-    let named = written != Path::new(file::TENANTS_DIR);
+    let named = written != Path::new(default);
     let entries = match std::fs::read_dir(&dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => return Vec::new(),
         Err(error) => {
-            proxy.problem("tenants_dir", format!("cannot read folder {}: {error}", dir.display()));
+            proxy.problem(key, format!("cannot read folder {}: {error}", dir.display()));
             return Vec::new();
         }
     };
@@ -90,7 +90,7 @@ fn record_files(written: &Path, proxy: &mut Scope<'_, '_>) -> Vec<PathBuf> {
     for entry in entries {
         match entry {
             Ok(entry) => files.push(entry.path()),
-            Err(error) => proxy.problem("tenants_dir", format!("cannot read folder {}: {error}", dir.display())),
+            Err(error) => proxy.problem(key, format!("cannot read folder {}: {error}", dir.display())),
         }
     }
     let hidden = |path: &Path| path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));

@@ -46,6 +46,7 @@ fn load_text(proxy: &str) -> Config {
     let within = |path: &Path| path.strip_prefix(folder.path()).unwrap().to_owned();
     let lifecycle = Lifecycle {
         tenants_dir: within(&config.lifecycle.tenants_dir),
+        instances_dir: within(&config.lifecycle.instances_dir),
         audit_log: within(&config.lifecycle.audit_log),
         journal_dir: within(&config.lifecycle.journal_dir),
         ..config.lifecycle
@@ -186,7 +187,9 @@ fn keys<T: DeserializeOwned + Default>(text: &str) -> BTreeMap<String, (BTreeSet
         let Some(known) = known.filter(|known| known != &["file", "env"]) else {
             continue;
         };
-        let named = |at: usize| at > 0 && ["roles", "instances", "tenants", "tier"].contains(&path[at - 1].as_str());
+        let named = |at: usize| {
+            at > 0 && ["roles", "instances", "tenants", "tier", "provisioner"].contains(&path[at - 1].as_str())
+        };
         let name: Vec<&str> = (0..path.len()).map(|at| if named(at) { "*" } else { path[at].as_str() }).collect();
         let entry = found.entry(name.join(".")).or_default();
         entry.0.extend(present);

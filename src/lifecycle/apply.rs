@@ -1,7 +1,9 @@
 //! Tenants as they are wanted, a file for each: what has to be done about it, and the doing.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -9,7 +11,8 @@ use super::create;
 use super::edit::{self, Edit};
 use super::order::{Order, TEMPLATE};
 use super::placement::Wish;
-use super::{Failure, Site};
+use super::{Failure, Site, provisioner};
+use crate::config::EXISTING;
 
 /// `<tenant>.toml` of the folder.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -19,6 +22,8 @@ pub struct Wanted {
     pub region: Option<String>,
     pub tier: Option<String>,
     pub tags: Vec<String>,
+    /// What makes an instance where none has room; none, or `sql`: nothing does.
+    pub provisioner: Option<String>,
     pub template: Option<String>,
     pub extensions: Vec<String>,
     pub settings: BTreeMap<String, String>,
@@ -29,10 +34,23 @@ pub struct Wanted {
     pub record: toml::Table,
 }
 
+impl Wanted {
+    fn wish(&self) -> Wish<'_> {
+        Wish { instance: self.instance.as_deref(), region: self.region.as_deref(), tags: &self.tags }
+    }
+
+    /// What may make an instance for it; an instance that was named is not made.
+    pub fn provisioner(&self) -> Option<&str> {
+        self.provisioner.as_deref().filter(|name| *name != EXISTING && self.instance.is_none())
+    }
+}
+
 /// What is to be done about one tenant.
 #[derive(Debug)]
 pub enum Plan {
     Create(Box<Order>),
+    /// No instance has room, and why: this provisioner is to make one.
+    Provision(String, String),
     Change(Vec<Edit>),
     Same,
 }
@@ -68,8 +86,12 @@ pub fn order(
     let instance = match create::unfinished(site, tenant) {
         Some(order) => order.instance,
         None => {
-            let wish =
-                Wish { instance: wanted.instance.as_deref(), region: wanted.region.as_deref(), tags: &wanted.tags };
+            let kept = provisioner::kept_for(site, tenant);
+            // Its own place is the one that is taken.
+            if let Some(taken) = kept.as_ref().and_then(|instance| taken.get_mut(instance)) {
+                *taken = taken.saturating_sub(1);
+            }
+            let wish = Wish { instance: wanted.instance.as_deref().or(kept.as_deref()), ..wanted.wish() };
             site.place(tenant, taken, wish)?
         }
     };
@@ -89,6 +111,74 @@ pub fn order(
     Ok(order)
 }
 
+/// The tenant's order, on an instance that is made now where none has room; with the site that has it, and the lock on the
+/// places.
+pub async fn placed(
+    site: Arc<Site>,
+    tenant: &str,
+    wanted: &Wanted,
+    credentials: Option<&Path>,
+) -> Result<(Arc<Site>, Order, File), Failure> {
+    let placing = site.placing()?;
+    let found = order(&site, tenant, wanted, credentials, &mut site.taken());
+    let (Err(Failure::NoPlace { .. }), Some(name)) = (&found, wanted.provisioner()) else {
+        return Ok((site, found?, placing));
+    };
+    if site.has(tenant) {
+        return Err(Failure::Exists { tenant: tenant.to_owned(), what: "its record".to_owned() });
+    }
+    // It takes minutes, in which others may choose places.
+    drop(placing);
+    let line = provisioner::line(&site)?;
+    let mut site = Arc::new(site.again()?);
+    if order(&site, tenant, wanted, credentials, &mut site.taken()).is_err() {
+        site = Arc::new(provisioner::make(&site, tenant, name, wanted.wish()).await?);
+    }
+    drop(line);
+    let placing = site.placing()?;
+    let order = order(&site, tenant, wanted, credentials, &mut site.taken())?;
+    Ok((site, order, placing))
+}
+
+/// Tenants by instance when the plans are carried out.
+pub fn taken(site: &Site, plans: &BTreeMap<String, Result<Plan, Failure>>) -> BTreeMap<String, u32> {
+    let mut taken = site.taken();
+    let unfinished = create::unfinished_tenants(site);
+    for (tenant, plan) in plans {
+        if let Ok(Plan::Create(order)) = plan
+            && !unfinished.contains(tenant)
+        {
+            *taken.entry(order.instance.clone()).or_insert(0) += 1;
+        }
+    }
+    taken
+}
+
+/// The order of a [`Plan::Provision`]; the caller has the lock on the places.
+pub async fn provisioned(
+    site: Arc<Site>,
+    tenant: &str,
+    wanted: &Wanted,
+    credentials_dir: Option<&Path>,
+    taken: &mut BTreeMap<String, u32>,
+) -> Result<(Arc<Site>, Order), Failure> {
+    let credentials = file_of(credentials_dir, tenant);
+    let credentials = credentials.as_deref();
+    // One that was made a moment ago may have room for several.
+    match (order(&site, tenant, wanted, credentials, taken), wanted.provisioner()) {
+        (Err(Failure::NoPlace { .. }), Some(name)) => {
+            let site = Arc::new(provisioner::make(&site, tenant, name, wanted.wish()).await?);
+            let order = order(&site, tenant, wanted, credentials, taken)?;
+            Ok((site, order))
+        }
+        (order, _) => Ok((site, order?)),
+    }
+}
+
+fn file_of(credentials_dir: Option<&Path>, tenant: &str) -> Option<PathBuf> {
+    credentials_dir.map(|dir| dir.join(format!("{tenant}.credentials")))
+}
+
 /// What has to be done about every tenant. Those that are not in the folder are left alone.
 pub fn plan(
     site: &Site,
@@ -102,8 +192,13 @@ pub fn plan(
             // A record may be there already when its run was killed.
             Some(record) if create::unfinished(site, tenant).is_none() => changes(site, record, wanted),
             _ => {
-                let credentials = credentials_dir.map(|dir| dir.join(format!("{tenant}.credentials")));
-                order(site, tenant, wanted, credentials.as_deref(), &mut taken).map(|order| Plan::Create(order.into()))
+                let credentials = file_of(credentials_dir, tenant);
+                match (order(site, tenant, wanted, credentials.as_deref(), &mut taken), wanted.provisioner()) {
+                    (Err(Failure::NoPlace { why, .. }), Some(name)) => {
+                        provisioner::named(site, name).map(|_| Plan::Provision(name.to_owned(), why))
+                    }
+                    (order, _) => order.map(|order| Plan::Create(order.into())),
+                }
             }
         };
         plans.insert(tenant.clone(), plan);

@@ -6,6 +6,7 @@ use std::path::Path;
 use tokio::sync::SemaphorePermit;
 
 use super::credentials::{self, Credentials};
+use super::hook::{self, Whose};
 use super::instance::{Instance, Session};
 use super::journal::Journal;
 use super::migrate::folder::Folder;
@@ -15,7 +16,7 @@ use super::migrate::{Patience, Target};
 use super::order::Order;
 use super::site::Site;
 use super::smoke::{self, Smoke};
-use super::{Failure, faults, files, provision, record};
+use super::{Failure, faults, files, provision, provisioner, record};
 use crate::config;
 
 const ACT: &str = "create";
@@ -78,6 +79,20 @@ pub struct Created {
 }
 
 impl Created {
+    /// Gives the passwords to the hook, where there is one and no file has them; whether it did.
+    pub async fn give(&self, site: &Site) -> Result<bool, Failure> {
+        let order = &self.order;
+        let whose = Whose {
+            act: ACT,
+            tenant: &order.tenant,
+            instance: &order.instance,
+            region: order.region.as_deref(),
+            database: &order.database,
+            old_valid_until: None,
+        };
+        hook::give(site, whose, order.credentials.as_deref(), &self.credentials).await
+    }
+
     /// The passwords are where they belong: the run has ended. Until then another run makes new ones.
     pub fn handed_over(self) -> Result<(), Failure> {
         faults::point(ACT, "handed-over")?;
@@ -129,6 +144,7 @@ pub async fn create(site: &Site, order: &Order, placing: Option<File>) -> Result
         site.record("tenant create", &order.tenant, "begun", &format!("on instance {}", order.instance))?;
         journal.begin(ACT, &site.who, order)?;
     }
+    provisioner::placed(site, &order.tenant)?;
     drop(placing);
     let credentials = credentials::generate(&order.roles.logins())?;
     let smoke = Smoke::NotTested(String::new());
@@ -169,7 +185,11 @@ pub fn unfinished(site: &Site, tenant: &str) -> Option<Order> {
 
 /// Tenants that a run has begun with and not finished.
 pub fn unfinished_tenants(site: &Site) -> Vec<String> {
-    Journal::tenants(&site.config.lifecycle.journal_dir)
+    let mut tenants = Journal::tenants(&site.config.lifecycle.journal_dir);
+    tenants.extend(provisioner::tenants(site));
+    tenants.sort();
+    tenants.dedup();
+    tenants
 }
 
 /// Nobody has the tenant's name, its database's or its roles': what there is from now on is the run's own.

@@ -31,7 +31,7 @@ pub enum Failure {
     Smoke { tenant: String, proxy: String, why: String },
     #[error("the system gives no random numbers for a password")]
     NoRandomness,
-    /// pg_dump or pg_restore.
+    /// pg_dump or pg_restore, or a program of the operator's.
     #[error("{program}: {why}")]
     Tool { program: String, why: String },
     #[error("bundle {path}: {why}", path = path.display())]

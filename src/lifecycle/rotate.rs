@@ -13,6 +13,7 @@ use toml_edit::Value;
 
 use super::credentials::{self, Credential, Credentials};
 use super::edit::{self, Edit};
+use super::hook::{self, Whose};
 use super::journal::Journal;
 use super::site::Site;
 use super::{Failure, faults, files, quote};
@@ -38,6 +39,19 @@ pub struct Rotated {
 }
 
 impl Rotated {
+    /// Gives the passwords to the hook, where there is one and no file has them; whether it did.
+    pub async fn give(&self, site: &Site, tenant: &Tenant, file: Option<&Path>) -> Result<bool, Failure> {
+        let whose = Whose {
+            act: "rotate-credentials",
+            tenant: &tenant.id,
+            instance: &tenant.instance.name,
+            region: tenant.instance.region.as_deref(),
+            database: &tenant.database,
+            old_valid_until: Some(&self.valid_until),
+        };
+        hook::give(site, whose, file, &self.credentials).await
+    }
+
     /// The passwords are where they belong. Until then another run makes new ones.
     pub fn handed_over(self) -> Result<(), Failure> {
         faults::point(ACT, "handed-over")?;
@@ -77,7 +91,22 @@ pub async fn rotate(site: &Site, tenant: &Tenant, grace: Duration, file: Option<
     Ok(Rotated { credentials, valid_until: rotation.valid_until, journal })
 }
 
-fn begin(site: &Site, tenant: &Tenant, grace: Duration, journal: &mut Journal) -> Result<Rotation, Failure> {
+/// The roles that would get new passwords.
+///
+/// # Errors
+/// As [`rotate`] before it changes anything.
+pub fn roles(site: &Site, tenant: &Tenant) -> Result<Vec<String>, Failure> {
+    edit::record_of(site, tenant)?;
+    match Journal::peek(&site.config.lifecycle.journal_dir, &tenant.id) {
+        Some((act, _)) if act != ACT => {
+            Err(Failure::Order(format!("tenant {}: another act on it is not finished", tenant.id)))
+        }
+        _ => Ok(scram_roles(tenant)?.into_iter().map(|(role, _)| role).collect()),
+    }
+}
+
+/// With their verifiers.
+fn scram_roles(tenant: &Tenant) -> Result<Vec<(String, String)>, Failure> {
     let scram = |text: &str| text.starts_with("SCRAM-SHA-256$");
     let verifiers = tenant.roles.iter().filter_map(|(role, of)| Some((role, of.verifier.as_ref()?)));
     let roles: Vec<(String, String)> = verifiers
@@ -87,6 +116,11 @@ fn begin(site: &Site, tenant: &Tenant, grace: Duration, journal: &mut Journal) -
     if roles.is_empty() {
         return Err(Failure::Order(format!("tenant {}: no role of its record has a SCRAM verifier", tenant.id)));
     }
+    Ok(roles)
+}
+
+fn begin(site: &Site, tenant: &Tenant, grace: Duration, journal: &mut Journal) -> Result<Rotation, Failure> {
+    let roles = scram_roles(tenant)?;
     let until = OffsetDateTime::now_utc() + grace;
     let until = until.replace_nanosecond(0).unwrap_or(until);
     let valid_until = until.format(&Rfc3339).map_err(|error| Failure::Order(error.to_string()))?;
@@ -148,6 +182,16 @@ fn set(role: &str, key: &str, value: Value) -> Edit {
 pub(super) fn present_file(record: &Path, role: &str) -> PathBuf {
     let id = record.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     record.with_file_name(format!("{id}.{role}.present"))
+}
+
+/// The roles whose old passwords [`finish`] would end.
+pub fn former(site: &Site, tenant: &Tenant) -> Result<Vec<String>, Failure> {
+    edit::record_of(site, tenant)?;
+    if Journal::peek(&site.config.lifecycle.journal_dir, &tenant.id).is_some() {
+        return Err(Failure::Order(format!("tenant {}: an act on it is not finished; finish that first", tenant.id)));
+    }
+    let roles = tenant.roles.iter().filter(|(_, role)| role.previous.is_some());
+    Ok(roles.map(|(name, _)| name.clone()).collect())
 }
 
 /// Ends the grace time: the old passwords, and the files with the present ones, are gone. Gives the roles concerned.

@@ -8,8 +8,11 @@ use super::audit::{Act, Audit, operator};
 use super::instance::Instance;
 use super::journal::Journal;
 use super::placement::{self, Wish};
-use super::{Failure, record};
+use super::{Failure, provisioner, record};
 use crate::config::{Config, InstanceAddress};
+
+/// Reads the configuration again.
+pub type Load = dyn Fn() -> Result<Config, String> + Send + Sync;
 
 /// See the module.
 pub struct Site {
@@ -17,6 +20,9 @@ pub struct Site {
     pub who: String,
     /// Where the smoke test logs in.
     pub proxy: Option<InstanceAddress>,
+    /// What programs that we call say meanwhile; default: the log.
+    pub remark: fn(&str),
+    load: Option<Arc<Load>>,
     audit: Audit,
     instances: Mutex<BTreeMap<String, Arc<Instance>>>,
 }
@@ -24,7 +30,28 @@ pub struct Site {
 impl Site {
     pub fn new(config: Arc<Config>, proxy: Option<InstanceAddress>) -> Site {
         let audit = Audit::new(&config.lifecycle.audit_log);
-        Site { who: operator(), proxy, audit, instances: Mutex::default(), config }
+        let remark = |line: &str| tracing::info!("{line}");
+        Site { who: operator(), proxy, remark, load: None, audit, instances: Mutex::default(), config }
+    }
+
+    /// With what reads the configuration again, for acts that change it on their way.
+    pub fn with_load(self, load: impl Fn() -> Result<Config, String> + Send + Sync + 'static) -> Site {
+        Site { load: Some(Arc::new(load)), ..self }
+    }
+
+    /// The same with the configuration as it is now.
+    pub fn again(&self) -> Result<Site, Failure> {
+        let config = self.load.as_ref().map_or_else(|| Ok((*self.config).clone()), |load| load());
+        let config = config.map_err(Failure::Order)?;
+        Ok(Site {
+            config: Arc::new(config),
+            who: self.who.clone(),
+            proxy: self.proxy.clone(),
+            remark: self.remark,
+            load: self.load.clone(),
+            audit: self.audit.clone(),
+            instances: Mutex::default(),
+        })
     }
 
     /// The admin of an instance, connected to when it is first needed.
@@ -92,6 +119,9 @@ impl Site {
             if let Some(instance) = order.as_ref().and_then(|(_, order)| order["instance"].as_str()) {
                 *taken.entry(instance.to_owned()).or_insert(0) += 1;
             }
+        }
+        for instance in provisioner::kept(self) {
+            *taken.entry(instance).or_insert(0) += 1;
         }
         taken
     }

@@ -26,6 +26,7 @@ mod isolation;
 mod leak_hunter;
 mod lifecycle_create;
 mod lifecycle_end;
+mod lifecycle_programs;
 mod lifecycle_rotate;
 mod listen;
 mod listen_own;

@@ -26,7 +26,7 @@ const SOME_FAILED: u8 = 3;
   pgtenant tenant apply -f tenants/ --dry-run
   pgtenant tenant apply -f tenants/ --credentials-dir /root/credentials
 
-A file <id>.toml may say: instance, region, tier, tags, template, extensions, [settings], and in [record] further keys of
+A file <id>.toml may say: instance, region, tier, tags, provisioner, template, extensions, [settings], and in [record] further keys of
 the tenant's record. Tenants that no file describes are left alone. Given again, it goes on with what is not done.
 
 Exit status: 0 all is as described; 2 a file is not right; 3 some tenants failed, each is named.")]
@@ -34,7 +34,8 @@ pub(super) struct ApplyArgs {
     /// A folder of files `<id>.toml`, or one of them.
     #[arg(short = 'f', long = "file", value_name = "PATH")]
     path: PathBuf,
-    /// Write new tenants' passwords to `<id>.credentials` there, mode 0600, instead of showing them.
+    /// Write new tenants' passwords to `<id>.credentials` there, mode 0600, instead of giving them to the hook or
+    /// showing them.
     #[arg(long, value_name = "DIR")]
     credentials_dir: Option<PathBuf>,
     /// The folder of the migrations that new tenants begin with; default: `[migrate]` dir.
@@ -57,7 +58,7 @@ pub(super) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     wanted.values_mut().for_each(|wanted| wanted.migrations.clone_from(&migrations));
     let credentials_dir = args.credentials_dir.map(std::path::absolute).transpose()?;
     let source = args.site.config.clone().source();
-    let site = Arc::new(args.site.site()?);
+    let mut site = Arc::new(args.site.site()?);
     // Until the end: nobody else takes the places that were chosen.
     let placing = (!args.dry_run).then(|| site.placing()).transpose()?;
     let plans = apply::plan(&site, &wanted, credentials_dir.as_deref());
@@ -66,13 +67,25 @@ pub(super) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
         return Ok(status(failed));
     }
     let (mut made, mut changed, mut same) = (0, 0, 0);
+    let mut taken = apply::taken(&site, &plans);
     let mut creates = JoinSet::new();
     for (tenant, plan) in plans {
         match plan {
             Ok(Plan::Same) => same += 1,
             Ok(Plan::Create(order)) => {
                 let site = site.clone();
-                creates.spawn(async move { (tenant, create(&site, &order, None).await) });
+                creates.spawn(async move { (tenant, create(&site, &order, None).await, site) });
+            }
+            Ok(Plan::Provision(..)) => {
+                let wanted = &wanted[&tenant];
+                match apply::provisioned(site.clone(), &tenant, wanted, credentials_dir.as_deref(), &mut taken).await {
+                    Ok((with_instance, order)) => {
+                        site = with_instance.clone();
+                        creates
+                            .spawn(async move { (tenant, create(&with_instance, &order, None).await, with_instance) });
+                    }
+                    Err(failure) => failed += tell(&tenant, &failure, args.json),
+                }
             }
             Ok(Plan::Change(edits)) => match change(&site, &source, &tenant, &edits) {
                 Ok(()) => changed += 1,
@@ -83,11 +96,11 @@ pub(super) async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     }
     while let Some(done) = creates.join_next().await {
         match done? {
-            (_, Ok(created)) => {
-                hand_over(created, args.json)?;
-                made += 1;
-            }
-            (tenant, Err(failure)) => failed += tell(&tenant, &failure, args.json),
+            (tenant, Ok(created), site) => match hand_over(&site, created, args.json).await {
+                Ok(()) => made += 1,
+                Err(failure) => failed += tell(&tenant, &failure, args.json),
+            },
+            (tenant, Err(failure), _) => failed += tell(&tenant, &failure, args.json),
         }
     }
     drop(placing);
@@ -112,6 +125,9 @@ fn print_plan(plans: &BTreeMap<String, Result<Plan, Failure>>, as_json: bool) ->
     for (tenant, plan) in plans {
         let (sign, value) = match plan {
             Ok(Plan::Create(order)) => ("+", format!("make it on instance {}", order.instance)),
+            Ok(Plan::Provision(name, why)) => {
+                ("+", format!("make it on an instance that provisioner {name} makes ({why})"))
+            }
             Ok(Plan::Change(edits)) => ("~", edits.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
             Ok(Plan::Same) => ("=", "as described".to_owned()),
             Err(failure) => {

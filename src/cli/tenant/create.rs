@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
@@ -12,13 +13,14 @@ use crate::lifecycle::create::{Created, Step, create};
 use crate::lifecycle::edit::Edit;
 use crate::lifecycle::migrate::folder::Folder;
 use crate::lifecycle::smoke::Smoke;
-use crate::lifecycle::{Failure, Order, credentials};
+use crate::lifecycle::{Failure, Order, Site, credentials, provisioner};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   pgtenant tenant create acme --region eu --tier gold
   pgtenant tenant create acme --instance pg-eu-1 --template app_v42 --credentials /root/acme.credentials
   pgtenant tenant create acme --extension pgcrypto --setting statement_timeout=30s --set-key pool.max_backends=5
+  pgtenant tenant create acme --region eu --provisioner cloud
   pgtenant tenant create acme --region eu --dry-run
 
 A run that was killed goes on when the same command is given again. A step that fails takes back what was done before.
@@ -37,6 +39,9 @@ pub(super) struct CreateArgs {
     /// What its instance must have; may be repeated.
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
+    /// What makes an instance where none has room, one of [provisioner.*]; sql, the default, is what there is.
+    #[arg(long, value_name = "NAME", conflicts_with = "instance")]
+    provisioner: Option<String>,
     /// One of [tier.*].
     #[arg(long)]
     tier: Option<String>,
@@ -55,7 +60,7 @@ pub(super) struct CreateArgs {
     /// A further key of the record, as in pool.max_backends=5; may be repeated.
     #[arg(long = "set-key", value_name = "KEY=VALUE", value_parser = Edit::parse)]
     record: Vec<Edit>,
-    /// Write the passwords there, mode 0600, instead of showing them.
+    /// Write the passwords there, mode 0600, instead of giving them to the hook or showing them.
     #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,
     /// Say what would be done, and do nothing.
@@ -75,6 +80,7 @@ pub(super) async fn run(args: CreateArgs) -> anyhow::Result<ExitCode> {
         region: args.region,
         tier: args.tier,
         tags: args.tags,
+        provisioner: args.provisioner,
         template: args.template,
         extensions: args.extensions,
         settings: args.settings.into_iter().collect(),
@@ -82,16 +88,37 @@ pub(super) async fn run(args: CreateArgs) -> anyhow::Result<ExitCode> {
         record: record.parse()?,
     };
     let credentials = args.credentials.map(std::path::absolute).transpose()?;
-    let site = args.site.site()?;
-    let placing = (!args.dry_run).then(|| site.placing()).transpose()?;
-    let order = apply::order(&site, &args.tenant, &wanted, credentials.as_deref(), &mut site.taken())?;
-    if args.dry_run {
-        let migrations = order.migrations.as_deref().map(Folder::read).transpose()?;
-        return dry_run(&order, migrations.as_ref(), args.json);
+    let site = Arc::new(args.site.site()?);
+    if let Some(name) = wanted.provisioner() {
+        provisioner::named(&site, name)?;
     }
-    let created = create(&site, &order, placing).await?;
-    hand_over(created, args.json)?;
+    if args.dry_run {
+        return match (
+            apply::order(&site, &args.tenant, &wanted, credentials.as_deref(), &mut site.taken()),
+            wanted.provisioner(),
+        ) {
+            (Err(Failure::NoPlace { why, .. }), Some(name)) => Ok(no_room(&args.tenant, name, &why, args.json)),
+            (order, _) => {
+                let order = order?;
+                let migrations = order.migrations.as_deref().map(Folder::read).transpose()?;
+                dry_run(&order, migrations.as_ref(), args.json)
+            }
+        };
+    }
+    let (site, order, placing) = apply::placed(site, &args.tenant, &wanted, credentials.as_deref()).await?;
+    let created = create(&site, &order, Some(placing)).await?;
+    hand_over(&site, created, args.json).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn no_room(tenant: &str, provisioner: &str, why: &str, json: bool) -> ExitCode {
+    match json {
+        true => {
+            println!("{}", json!({ "dry_run": true, "tenant": tenant, "provisioner": provisioner, "no_place": why }))
+        }
+        false => println!("would make tenant {tenant} on an instance that provisioner {provisioner} makes ({why})"),
+    }
+    ExitCode::SUCCESS
 }
 
 fn dry_run(order: &Order, migrations: Option<&Folder>, json: bool) -> anyhow::Result<ExitCode> {
@@ -132,8 +159,9 @@ fn what(step: Step, order: &Order, migrations: Option<&Folder>) -> String {
     }
 }
 
-/// Shows what was made; the passwords only where no file has them.
-pub(super) fn hand_over(created: Created, as_json: bool) -> anyhow::Result<()> {
+/// Shows what was made; the passwords only where neither a file nor the hook has them.
+pub(super) async fn hand_over(site: &Site, created: Created, as_json: bool) -> Result<(), Failure> {
+    let given = created.give(site).await?;
     let order = &created.order;
     let smoke = match &created.smoke {
         Smoke::Passed { proxy } => format!("logged in through the proxy at {proxy}"),
@@ -143,9 +171,9 @@ pub(super) fn hand_over(created: Created, as_json: bool) -> anyhow::Result<()> {
         let mut told = json!({
             "tenant": order.tenant, "instance": order.instance, "database": order.database, "roles": order.roles,
             "region": order.region, "tier": order.tier, "smoke": smoke, "resumed": created.resumed,
-            "credentials": order.credentials,
+            "credentials": order.credentials, "given_to_hook": given,
         });
-        if order.credentials.is_none() {
+        if order.credentials.is_none() && !given {
             let passwords = created.credentials.iter();
             told["passwords"] = passwords.map(|(role, of)| (role.clone(), json!(of.password.expose()))).collect();
         }
@@ -157,11 +185,12 @@ pub(super) fn hand_over(created: Created, as_json: bool) -> anyhow::Result<()> {
         );
         match &order.credentials {
             Some(path) => println!("its passwords are in {}", path.display()),
+            None if given => println!("its passwords were given to the credentials hook"),
             None => println!(
                 "its passwords, which are shown this once and kept nowhere:\n\n{}",
                 *credentials::text(&order.tenant, &order.database, &created.credentials)
             ),
         }
     }
-    Ok(created.handed_over()?)
+    created.handed_over()
 }

@@ -28,7 +28,7 @@ pub(super) struct TenantArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make a tenant: roles, database, record, and a first login through the proxy.
-    Create(create::CreateArgs),
+    Create(Box<create::CreateArgs>),
     /// Make the tenants that a folder describes, and change those that differ from it.
     Apply(apply::ApplyArgs),
     /// Have its clients wait between transactions, and new ones at their login.
@@ -67,9 +67,13 @@ pub(super) struct SiteArgs {
 
 impl SiteArgs {
     pub(super) fn site(self) -> anyhow::Result<Site> {
-        let config = Arc::new(reload::load(&self.config.source())?.config);
+        let source = self.config.source();
+        let config = Arc::new(reload::load(&source)?.config);
         let proxy = smoke::proxy_of(&config, self.proxy);
-        Ok(Site::new(config, proxy))
+        let load = move || reload::load(&source).map(|loaded| loaded.config).map_err(|error| error.to_string());
+        let mut site = Site::new(config, proxy).with_load(load);
+        site.remark = |line| eprintln!("{line}");
+        Ok(site)
     }
 }
 
@@ -77,7 +81,7 @@ impl SiteArgs {
 /// 4 exists or is worked on, 5 unfinished: give the command again.
 pub(super) fn run(args: TenantArgs) -> ExitCode {
     let result = match args.command {
-        Command::Create(args) => on_runtime(create::run(args)),
+        Command::Create(args) => on_runtime(create::run(*args)),
         Command::Apply(args) => on_runtime(apply::run(args)),
         Command::RotateCredentials(args) => on_runtime(rotate::run(args)),
         Command::Erase(args) => on_runtime(erase::run(args)),
