@@ -27,7 +27,7 @@ pub struct TierMetrics {
     pub queue_wait: Histogram,
     /// Seconds from a request sent to a backend to its answer's end.
     pub query: Histogram,
-    /// Seconds from checkout to release in transaction mode.
+    /// Seconds from checkout to release; for clients that keep their backend from the first request to the last answer.
     pub transaction: Histogram,
     failures: IntCounter,
 }

@@ -23,6 +23,7 @@ use quotas::Share;
 use read_only::Restricted;
 use settle::Pinned;
 use total::{Total, count_error};
+use traced::{Traced, Transactions};
 use wait::{Cause, NoBackend, Notice, patiently, unless_over};
 use watch::Watch;
 
@@ -161,7 +162,7 @@ impl Serving {
                 traced.got_backend();
             }
             let errors = self.total.errors;
-            let relayed = self.relay(checkout).await;
+            let relayed = self.relay(checkout, &mut traced).await;
             let failed = relayed.is_err() || self.total.errors > errors;
             self.traced_to_end(traced, failed.then_some("failed"));
             if let Err(end) = relayed {
@@ -302,11 +303,12 @@ impl Serving {
     }
 
     /// One exchange, and what becomes of its backend.
-    async fn relay(&mut self, mut checkout: Checkout) -> Result<(), End> {
+    async fn relay(&mut self, mut checkout: Checkout, traced: &mut Traced) -> Result<(), End> {
         let keeps = self.session.mode == PoolMode::Session || self.pinned.is_some();
         let Serving { client, flow, session, context, total, pinned, listener, share, watch, .. } = self;
-        let begun = checkout.since;
         let metrics = &*session.tier;
+        let begun = checkout.since;
+        let mut transactions = Transactions::new(session, flow, total, keeps, begun);
         checkout.busy();
         let registration = &session.registration;
         let cancel = checkout.cancel.clone();
@@ -314,7 +316,7 @@ impl Serving {
         let mut too_long = pinned.as_ref().and_then(|pinned| pin_deadline(session, pinned));
         let mut missed = None;
         let mut emptying = None;
-        quotas::prepare(flow, session, keeps);
+        quotas::prepare(flow, session, (keeps, keeps && context.tracer.is_on()));
         let mut exchange = Exchange::new(client, &mut checkout, flow, session.mode, metrics, begun);
         let result = exchange
             .run(|cx, flow, moved, client, pace| {
@@ -331,8 +333,10 @@ impl Serving {
                 if flow.at_rest() {
                     total.add(flow, std::mem::take(moved), session, context, share);
                 }
+                transactions.look((flow, pace), (session, context), total, traced);
                 let rests = keeps && listener.is_none() && !client.has_unsent();
-                if let Some(error) = quotas::look(flow, session, share, watch, cx, (pace, keeps, rests)) {
+                let watched = keeps && context.tracer.is_on();
+                if let Some(error) = quotas::look(flow, session, share, watch, cx, (pace, keeps, rests, watched)) {
                     missed = Some(End::Told(error));
                 }
                 if let Err(end) = tell_notifications(listener.as_ref(), flow, client, cx) {
@@ -351,9 +355,7 @@ impl Serving {
             .await;
         drop(emptying);
         let (moved, now) = (exchange.moved, exchange.clock);
-        if session.mode != PoolMode::Session {
-            metrics.transaction.observe(now.duration_since(begun).as_secs_f64());
-        }
+        transactions.over(metrics, now);
         total.add(flow, moved, session, context, share);
         quotas::finish(flow);
         match result {
@@ -365,6 +367,8 @@ impl Serving {
                 self.settle(checkout, now).await
             }
             Ok(Outcome::Asked) => {
+                // Of the one that has begun to arrive more is to be seen then.
+                *traced = None;
                 self.session.registration.runs_nothing().await;
                 checkout.at_rest();
                 self.session.kept = Some(checkout);

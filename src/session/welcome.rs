@@ -2,7 +2,7 @@
 //! are not known yet, or when the client keeps it.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use bytes::BytesMut;
 
@@ -43,13 +43,12 @@ pub struct Welcomed {
 impl Welcomed {
     /// Whose time it takes, for traces and slow queries.
     pub fn who(&self) -> Who<'_> {
-        Who {
-            tenant: self.tenant.id.as_str(),
-            role: &self.role,
-            database: &self.pool.name.database,
-            instance: self.pool.instance_name(),
-        }
+        who(&self.tenant, &self.role, &self.pool)
     }
+}
+
+fn who<'a>(tenant: &'a Tenant, role: &'a str, pool: &'a Pool) -> Who<'a> {
+    Who { tenant: tenant.id.as_str(), role, database: &pool.name.database, instance: pool.instance_name() }
 }
 
 pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context) -> Result<Welcomed, Rejection> {
@@ -89,7 +88,10 @@ pub(super) async fn send(client: &mut Client, proven: Proven, context: &Context)
     };
     let answers = &mut client.answers;
     let (registration, settings, told, kept) = if mode == PoolMode::Session {
-        let backend = pool.checkout().await.map_err(|error| no_backend(&error).in_the_words(error.words()))?;
+        let begun = Instant::now();
+        let backend = pool.checkout().await;
+        context.tracer.waited(begun, who(&tenant, &role, &pool));
+        let backend = backend.map_err(|error| no_backend(&error).in_the_words(error.words()))?;
         answers.extend_from_slice(&backend.notices);
         let told = backend.state.parameters.clone();
         report(answers, &told);

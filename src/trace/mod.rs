@@ -46,6 +46,16 @@ struct Settings {
     sql: bool,
 }
 
+impl Settings {
+    fn log_wait(&self, who: Who<'_>, waited: Duration, sql: Option<&str>) {
+        let Who { tenant, role, database, instance } = who;
+        let wait_seconds = waited.as_secs_f64();
+        if self.slow_wait.is_some_and(|limit| waited >= limit) {
+            tracing::warn!(tenant, role, database, instance, wait_seconds, sql, "slow wait for a backend");
+        }
+    }
+}
+
 /// Whose time it is; empty where that is not known yet.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Who<'a> {
@@ -73,9 +83,14 @@ impl Tracer {
         self.on.store(on, Relaxed);
     }
 
+    /// Whether anything is watched.
+    pub fn is_on(&self) -> bool {
+        self.on.load(Relaxed)
+    }
+
     /// A transaction whose first request is at the beginning of `received`; none while nothing is watched.
     pub fn transaction(&self, received: &[u8]) -> Option<Box<Transaction>> {
-        if !self.on.load(Relaxed) {
+        if !self.is_on() {
             return None;
         }
         let settings = self.settings.load_full();
@@ -87,8 +102,15 @@ impl Tracer {
 
     /// A login that has begun with the connection's accept.
     pub fn login(&self, begin: Instant) -> Steps {
-        let on = self.on.load(Relaxed) && self.settings.load().tracing.is_some();
+        let on = self.is_on() && self.settings.load().tracing.is_some();
         Steps(on.then(|| Box::new(Marks { begin, parts: Vec::new(), last: begin })))
+    }
+
+    /// A client has waited for a backend since `begin`, at its login: got, or in vain.
+    pub fn waited(&self, begin: Instant, who: Who<'_>) {
+        if self.is_on() {
+            self.settings.load().log_wait(who, begin.elapsed(), None);
+        }
     }
 
     fn keep(&self, trace: Trace, tracing: &config::Tracing) {
@@ -162,12 +184,9 @@ impl Transaction {
         let Who { tenant, role, database, instance } = who;
         let took = end.duration_since(self.begin);
         let waited = self.backend.unwrap_or(end).duration_since(self.begin);
-        let is_over = |took: Duration, limit: Option<Duration>| limit.is_some_and(|limit| took >= limit);
         let (seconds, wait_seconds, sql) = (took.as_secs_f64(), waited.as_secs_f64(), self.sql.as_deref());
-        if is_over(waited, self.settings.slow_wait) {
-            tracing::warn!(tenant, role, database, instance, wait_seconds, sql, "slow wait for a backend");
-        }
-        if is_over(took, self.settings.slow_transaction) {
+        self.settings.log_wait(who, waited, sql);
+        if self.settings.slow_transaction.is_some_and(|limit| took >= limit) {
             tracing::warn!(tenant, role, database, instance, seconds, wait_seconds, sql, "slow transaction");
         }
     }

@@ -183,3 +183,68 @@ async fn slow_transactions_and_waits_are_logged_without_their_text() {
     assert!(wait["wait_seconds"].as_f64().unwrap() >= 0.1, "{wait}");
     assert!(!served.log().contains("private"), "{}", served.log());
 }
+
+/// Clients that keep their backend: in session mode, and in transaction mode because of a temporary table.
+#[tokio::test]
+async fn each_transaction_of_a_client_with_a_backend_of_its_own_is_a_trace() {
+    for mode in ["session", "transaction"] {
+        let collector = Collector::start().await;
+        let (postgres, tenant) = instance(postgres::options()).await;
+        let files = ProxyFiles::new()
+            .set("tracing.endpoint", format!("http://{}", collector.address))
+            .set("tracing.sample", 1.0)
+            .set("log.format", "json")
+            .set("log.sql", true)
+            .set("log.slow_transaction", "500ms")
+            .instance("one", &postgres)
+            .tenant_with(&tenant, &[("pool.mode", mode.into())]);
+        let served = Served::start(files).await;
+        let mut wire = client(served.address, &tenant).await;
+        wire.query("CREATE TEMP TABLE mine (x int)").await.unwrap();
+        // What the client does not ask for costs no transaction time.
+        tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+        wire.query(&traced("INSERT INTO mine VALUES (1)", "01")).await.unwrap();
+        wire.query("BEGIN").await.unwrap();
+        wire.query("SELECT 'second'").await.unwrap();
+        wire.query("COMMIT").await.unwrap();
+        wire.failure("SELECT 1/0").await;
+        let extended = [parse("", "SELECT pg_sleep(0.6)"), bind("", "", &[]), execute("", 0), sync()].concat();
+        wire.send(&extended).await.unwrap();
+        wire.read_until_ready().await.unwrap();
+        eventually!(collector.named("transaction").len() == 5, "{mode}: {:#?}", collector.named("transaction"));
+        let spans = collector.named("transaction");
+        let texts: Vec<String> = spans.iter().filter_map(|span| attribute(span, "db.query.text")).collect();
+        let starts = ["CREATE TEMP", "INSERT", "BEGIN", "SELECT 1/0", "SELECT pg_sleep"];
+        assert!(texts.iter().zip(starts).all(|(text, start)| text.starts_with(start)), "{mode}: {texts:?}");
+        assert!(spans[1]["traceId"] == CALLER && spans[1]["parentSpanId"] == "00f067aa0ba902b7", "{:?}", spans[1]);
+        assert_eq!(collector.children(&spans[2]), ["queue", "backend"]);
+        let failed: Vec<bool> = spans.iter().map(|span| span["status"]["code"] == 2).collect();
+        assert_eq!(failed, [false, false, false, true, false], "{mode}");
+        let slow: Vec<Value> =
+            served.events().into_iter().filter(|event| event["message"] == "slow transaction").collect();
+        let [slow] = &slow[..] else { panic!("{mode}: {slow:?}") };
+        assert!(slow["sql"] == "SELECT pg_sleep(0.6)" && slow["seconds"].as_f64().unwrap() >= 0.6, "{slow}");
+        let sum = served.metric("pgtenant_transaction_seconds_sum{instance_name=\"one\",tier=\"none\"}").await;
+        assert!((0.6..1.1).contains(&sum), "{mode}: {sum}");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_wait_at_a_login_in_session_mode_is_logged() {
+    let (postgres, tenant) = instance(postgres::options()).await;
+    let files = ProxyFiles::new().set("log.format", "json").set("log.slow_wait", "100ms").instance("one", &postgres);
+    let files = files.tenant_with(&tenant, &[("pool.mode", "session".into()), ("pool.max_backends", 1.into())]);
+    let served = Served::start(files).await;
+    let first = client(served.address, &tenant).await;
+    let second = tokio::spawn({
+        let (address, tenant) = (served.address, tenant.clone());
+        async move { client(address, &tenant).await }
+    });
+    eventually!(served.metric("pgtenant_tenant_clients_waiting{tenant=\"acme\",instance_name=\"one\"}").await == 1.0);
+    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+    drop(first);
+    second.await.unwrap();
+    eventually!(served.events().iter().any(|event| event["message"] == "slow wait for a backend"
+        && event["tenant"] == "acme"
+        && event["wait_seconds"].as_f64().unwrap() >= 0.15));
+}

@@ -77,13 +77,15 @@ impl Serving {
     }
 }
 
-/// Before an exchange: what it has to heed.
-pub(super) fn prepare(flow: &mut Flow, session: &Welcomed, keeps: bool) {
+/// Before an exchange: what it has to heed. `watched`: the client keeps its backend, and somebody wants to know how long each
+/// of its transactions takes.
+pub(super) fn prepare(flow: &mut Flow, session: &Welcomed, (keeps, watched): (bool, bool)) {
     let gates = session.tenant.gates();
-    if gates.is_empty() && !flow.has_limits() && !session.restricted || session.pool.name.is_walsender() {
+    let concerned = !gates.is_empty() || flow.has_limits() || session.restricted || watched;
+    if !concerned || session.pool.name.is_walsender() {
         return;
     }
-    flow.bar(keeps && (gates.bar() || session.restricted));
+    flow.bar(keeps && (gates.bar() || session.restricted) || watched);
     read_only::prepare(flow, session);
     flow.set_max_result(session.tenant.current().quota.max_result);
 }
@@ -104,13 +106,13 @@ pub(super) fn look(
     share: &mut Share,
     watch: &mut Option<Box<Watch>>,
     cx: &mut Context<'_>,
-    (pace, keeps, rests): (Pace, bool, bool),
+    (pace, keeps, rests, watched): (Pace, bool, bool, bool),
 ) -> Option<PgError> {
     let gates = session.tenant.gates();
-    if gates.is_empty() && !flow.has_limits() {
+    if gates.is_empty() && !flow.has_limits() && !watched {
         return None;
     }
-    prepare(flow, session, keeps);
+    prepare(flow, session, (keeps, watched));
     let (registration, stats) = (&session.registration, &session.tenant.stats);
     if flow.awaits_cancel() && !registration.is_cancelling() {
         flow.cancel_arrived();
