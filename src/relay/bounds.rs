@@ -8,6 +8,8 @@ use crate::wire::{FrameError, Header};
 const NAME_BOUND: usize = 8 * 1024;
 /// Of a simple query so much has to be here before it goes on; a longer one cannot be looked into whole.
 pub const QUERY_BOUND: usize = 64 * 1024;
+/// The same of a text that must not write; a longer one is refused.
+pub const TEXT_BOUND: usize = 1024 * 1024;
 /// PostgreSQL's bound for messages that carry names only (PQ_SMALL_MESSAGE_LIMIT).
 const SMALL_MESSAGE: usize = 10_000;
 
@@ -46,6 +48,7 @@ impl Flow {
     /// How much of a message's payload has to be in view before it can be forwarded.
     pub fn bytes_needed(&self, header: Header) -> usize {
         match header.tag {
+            frontend::PARSE | frontend::QUERY if self.is_read_only() => TEXT_BOUND,
             frontend::PARSE if header.payload <= self.limits.max_prepared_size => header.payload,
             frontend::PARSE | frontend::BIND | frontend::FUNCTION_CALL => NAME_BOUND,
             frontend::DESCRIBE | frontend::CLOSE => header.payload,

@@ -50,6 +50,12 @@ pub(super) struct Limits {
     pub fails: bool,
     /// The client may only read.
     pub read_only: Option<Box<ReadOnly>>,
+    /// Then: more of its bytes are here, and not taken, because they may begin a transaction.
+    pub anew: bool,
+    /// A statement that ends a transaction was sent, and no Sync behind it.
+    pub ended: bool,
+    /// The rest of its message at hand is not for the backend.
+    pub drops_request: bool,
     /// The client's next request is not taken before the session has said so.
     pub barred: bool,
     /// Count up, for whoever looks at time.

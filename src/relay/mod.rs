@@ -307,6 +307,10 @@ impl<'a> Exchange<'a> {
 
     /// The client's next request is left where it is.
     fn wait_for_request(&mut self, cx: &mut Context<'_>) -> Result<Step, Broken> {
+        if self.flow.takes_anew() {
+            self.barred = true;
+            return Ok(Step::Progress);
+        }
         match self.client.poll_fill(cx) {
             Poll::Pending => Ok(Step::Blocked),
             Poll::Ready(Ok(0)) => Err(Broken::Client(io::ErrorKind::UnexpectedEof.into())),

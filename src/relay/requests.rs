@@ -67,7 +67,7 @@ impl Flow {
         replies: &mut Vec<u8>,
     ) -> Result<Taken, ClientFault> {
         let (mut at, mut terminated) = (0, false);
-        self.held_back = false;
+        (self.held_back, self.limit.anew) = (false, false);
         if self.state.channels.owes_ready() {
             // It has not waited for that.
             messages::framed(replies, backend_tag::READY, &[b"I"]);
@@ -88,7 +88,7 @@ impl Flow {
         loop {
             if self.request_rest > 0 {
                 let length = self.request_rest.min(input.len() - at);
-                splice.pass(at, at + length);
+                self.pass_rest(at..at + length, splice);
                 at += length;
                 self.request_rest -= length;
             }
@@ -97,7 +97,8 @@ impl Flow {
                 messages::framed(splice.insert(), frontend::FLUSH, &[]);
             }
             if at < input.len() && (self.is_full() || splice.bytes().len() >= MAX_FORWARDED) {
-                self.held_back = true;
+                self.limit.anew = self.paces();
+                self.held_back = !self.limit.anew;
                 break;
             }
             let Some(header) = Header::read(&input[at..], self.limits.max_message)? else { break };
@@ -124,7 +125,7 @@ impl Flow {
                 (self.held_back, self.waits) = (true, true);
                 break;
             }
-            self.request_rest = message.rest;
+            (self.request_rest, self.limit.drops_request) = (message.rest, false);
             self.request(backend, &message, splice)?;
             if self.held_back {
                 self.request_rest = 0;
@@ -147,6 +148,7 @@ impl Flow {
             || (self.waits && !self.copy_in)
             || self.restore != Restore::No
             || self.limit.holds
+            || self.paces()
             || self.expected.len() >= MAX_EXPECTED
     }
 
@@ -173,7 +175,8 @@ impl Flow {
 
     /// The last call to [`Flow::requests`] left something that it could have taken, had there been room for it.
     pub fn has_held_back(&self) -> bool {
-        self.held_back && !self.state.channels.withholds_ready()
+        let goes_on = self.limit.anew && !(self.is_read_only() && self.is_free());
+        (self.held_back || goes_on) && !self.state.channels.withholds_ready()
     }
 
     fn request(

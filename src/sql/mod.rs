@@ -18,7 +18,7 @@ use std::ops::Range;
 use lex::{Kind, Lexer};
 pub use marks::Marks;
 use statement::Scan;
-pub use writing::asks_to_write;
+pub use writing::{asks_to_write, ends_transaction};
 
 /// What the text of a request may do to its session.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

@@ -6,11 +6,11 @@ use super::lex::{Kind, Lexer, Token};
 const PARAMETER: &[u8] = b"transaction_read_only";
 
 /// Whether `sql` may take its session, or a transaction in it, out of read-only mode: `READ WRITE`, the parameters by name
-/// beside SET, RESET or `set_config`, and what begins another transaction in the same text. In doubt yes. What functions
-/// and procedures do inside is out of sight.
-pub fn asks_to_write(sql: &[u8], standard_strings: bool) -> bool {
+/// beside SET, RESET or `set_config`, and what begins another transaction in the same text. Outside of a transaction block
+/// procedures can do that, too, and so can DO blocks. In doubt yes. What functions do inside is out of sight.
+pub fn asks_to_write(sql: &[u8], standard_strings: bool, mut in_block: bool) -> bool {
     let mut lexer = Lexer::new(sql, standard_strings);
-    let (mut names, mut sets, mut is_block, mut ends, mut statement) = (false, false, false, false, 0);
+    let (mut names, mut sets, mut ends, mut statement) = (false, false, false, 0);
     let mut before: Option<Token> = None;
     let mut first = true;
     while let Some(token) = lexer.next() {
@@ -25,8 +25,12 @@ pub fn asks_to_write(sql: &[u8], standard_strings: bool) -> bool {
             if ends {
                 return true;
             }
-            is_block |= is(text, b"do");
-            ends = [&b"commit"[..], b"end", b"rollback", b"abort"].iter().any(|word| is(text, word));
+            in_block |= is(text, b"begin") || is(text, b"start");
+            let commits = [&b"commit"[..], b"rollback", b"call", b"execute"].iter().any(|word| mentions(sql, word));
+            if !in_block && (is(text, b"call") || is(text, b"do") && commits) {
+                return true;
+            }
+            ends = ends_with(text);
             // Back to a savepoint: the transaction goes on.
             ends &= !is(text, b"rollback") || statement == 1 || !mentions(sql, b"savepoint");
         }
@@ -38,9 +42,19 @@ pub fn asks_to_write(sql: &[u8], standard_strings: bool) -> bool {
         names |= mentions(text, PARAMETER) || matches!(token.kind, Kind::Unicode);
         before = Some(token);
     }
-    names && sets
-        || is_block && (mentions(sql, b"commit") || mentions(sql, b"rollback"))
-        || lexer.in_doubt() && mentions(sql, PARAMETER)
+    names && sets || lexer.in_doubt() && mentions(sql, PARAMETER)
+}
+
+/// Whether a statement ends a transaction (or goes back to a savepoint), so that another may begin behind it in the same batch
+/// of the extended protocol. DISCARD ALL is a transaction of its own there.
+pub fn ends_transaction(sql: &[u8], standard_strings: bool) -> bool {
+    let mut lexer = Lexer::new(sql, standard_strings);
+    let first = std::iter::from_fn(|| lexer.next()).find(|token| !token.is_sign(b';'));
+    first.is_some_and(|token| ends_with(token.text(sql)) || is(token.text(sql), b"discard"))
+}
+
+fn ends_with(first_word: &[u8]) -> bool {
+    [&b"commit"[..], b"end", b"rollback", b"abort"].iter().any(|word| is(first_word, word))
 }
 
 fn is(text: &[u8], word: &[u8]) -> bool {
@@ -70,9 +84,32 @@ mod tests {
             "RESET transaction_read_only",
             "SELECT f(); COMMIT; INSERT INTO t VALUES (1)",
             "DO $$BEGIN PERFORM f(); COMMIT; INSERT INTO t VALUES (1); END$$",
+            "DO $$BEGIN EXECUTE 'CA' || 'LL p()'; END$$",
+            "CALL p()",
+            "SELECT 1; call p()",
+            "COMMIT; SELECT 1",
         ] {
-            assert!(asks_to_write(text.as_bytes(), true), "{text}");
+            assert!(asks_to_write(text.as_bytes(), true, false), "{text}");
         }
+    }
+
+    #[test]
+    fn procedures_cannot_commit_in_a_transaction_block() {
+        for text in ["CALL p()", "DO $$BEGIN CALL p(); END$$"] {
+            assert!(
+                asks_to_write(text.as_bytes(), true, false) && !asks_to_write(text.as_bytes(), true, true),
+                "{text}"
+            );
+        }
+        assert!(asks_to_write(b"COMMIT; CALL p()", true, true));
+    }
+
+    #[test]
+    fn ends_of_transactions_are_seen() {
+        for text in ["COMMIT", "DISCARD ALL", "/* x */ end", "; rollback", "abort WORK", "ROLLBACK TO s"] {
+            assert!(ends_transaction(text.as_bytes(), true), "{text}");
+        }
+        assert!(!ends_transaction(b"SELECT 1; COMMIT", true) && !ends_transaction(b"", true));
     }
 
     #[test]
@@ -88,9 +125,11 @@ mod tests {
             "RESET ALL",
             "INSERT INTO t VALUES (1)",
             "DO $$BEGIN PERFORM 1; END$$",
+            "BEGIN; CALL p()",
+            "SELECT call FROM calls",
             "",
         ] {
-            assert!(!asks_to_write(text.as_bytes(), true), "{text}");
+            assert!(!asks_to_write(text.as_bytes(), true, false), "{text}");
         }
     }
 }

@@ -119,6 +119,16 @@ const WAYS_OUT: &[&[&str]] = &[
     &["BEGIN; SELECT 1; COMMIT", "INSERT INTO t VALUES (1)"],
     &["RESET ALL", "INSERT INTO t VALUES (1)"],
     &["DISCARD ALL", "INSERT INTO t VALUES (1)"],
+    &["CALL free_and_write()"],
+    &["DO $$BEGIN EXECUTE 'CA' || 'LL free_and_write()'; END$$"],
+];
+
+/// The same, sent at once: nobody waits for an answer.
+const WAYS_OUT_AT_ONCE: &[&[&str]] = &[
+    &["RESET ALL", "INSERT INTO t VALUES (1)"],
+    &["DISCARD ALL", "INSERT INTO t VALUES (1)"],
+    &["SELECT free_me()", "INSERT INTO t VALUES (1)"],
+    &["BEGIN", "SELECT free_me()", "COMMIT", "INSERT INTO t VALUES (1)"],
 ];
 
 async fn count(stage: &Stage) -> String {
@@ -134,15 +144,24 @@ async fn a_read_only_tenant_reads() {
         stage
             .sql(
                 "CREATE TABLE t (x int); GRANT ALL ON t TO PUBLIC; CREATE FUNCTION free_me() RETURNS text LANGUAGE sql AS \
-                 $$SELECT set_config('default_transaction_' || 'read_only', 'off', false)$$",
+                 $$SELECT set_config('default_transaction_' || 'read_only', 'off', false)$$; \
+                 CREATE PROCEDURE free_and_write() LANGUAGE plpgsql AS \
+                 $$BEGIN PERFORM free_me(); COMMIT; INSERT INTO t VALUES (1); END$$",
             )
             .await;
         pinned.query("CREATE TEMP TABLE mine (x int)").await.unwrap();
         open.query("BEGIN; INSERT INTO t VALUES (0)").await.unwrap();
+        wire.exchange(&[parse("begin", "BEGIN READ WRITE"), sync()]).await;
         reload(&stage, &[("state", "read-only".into()), ("state_reason", "the disk is full".into()), mode.clone()]);
         // What has begun may end.
         open.query("INSERT INTO t VALUES (0)").await.unwrap();
         open.query("COMMIT").await.unwrap();
+        // In session mode the proxy has not seen what was prepared before.
+        if mode.1.as_str() == Some("transaction") {
+            let answer = wire.exchange(&[bind("", "begin", &[]), execute("", 0), sync()]).await;
+            let error = answer.iter().find(|message| message.tag == b'E').unwrap().error();
+            assert_eq!((error.sqlstate(), tags(&answer).contains('2')), ("25006", false));
+        }
         for wire in [&mut wire, &mut open, &mut pinned] {
             assert_eq!(wire.value("SELECT 1").await, "1");
             let error = wire.query("INSERT INTO t VALUES (1)").await.unwrap_err();
@@ -165,14 +184,30 @@ async fn a_read_only_tenant_reads() {
                 wire.exchange(&[parse("", "BEGIN READ WRITE"), bind("", "", &[]), execute("", 0), sync()]).await;
             assert_eq!((tags(&answer).as_str(), answer[0].error().sqlstate()), ("EZ", "25006"));
         }
-        // In transaction mode not by messages sent at once, either.
-        if mode.1.as_str() == Some("transaction") {
-            for way in ["RESET ALL", "DISCARD ALL"] {
-                wire.send(&[query(way), query("INSERT INTO t VALUES (1)")].concat()).await.unwrap();
-                wire.read_until_ready().await.unwrap();
-                wire.read_until_ready().await.unwrap();
-                assert_eq!(count(&stage).await, "2", "{way}");
+        for wire in [&mut wire, &mut pinned] {
+            for texts in WAYS_OUT_AT_ONCE {
+                let simple = texts.iter().map(|text| query(text)).collect::<Vec<_>>();
+                let runs = |text: &&str| [parse("", text), bind("", "", &[]), execute("", 0)].concat();
+                let extended = texts.iter().map(|text| [runs(text), sync()].concat()).collect::<Vec<_>>();
+                for messages in [simple, extended] {
+                    wire.send(&messages.concat()).await.unwrap();
+                    for _ in texts.iter() {
+                        wire.read_until_ready().await.unwrap();
+                    }
+                    assert_eq!(count(&stage).await, "2", "{texts:?}");
+                }
+                let batch = texts.iter().map(runs).collect::<Vec<_>>().concat();
+                wire.exchange(&[batch, sync()]).await;
+                let _ = wire.query("ROLLBACK").await;
+                assert_eq!(count(&stage).await, "2", "{texts:?} in one batch");
             }
+            let padded = format!("SET default_transaction_read_only = off --{}", "x".repeat(200_000));
+            assert_eq!(wire.failure(&padded).await, "25006");
+            assert_eq!(wire.failure(&format!("SELECT 1 --{}", "x".repeat(2_000_000))).await, "25006");
+            assert_eq!(wire.value(&format!("SELECT 1 --{}", "x".repeat(500_000))).await, "1");
+            assert_eq!(wire.failure("BEGIN; CALL free_and_write(); COMMIT").await, "2D000", "cannot commit there");
+            let _ = wire.query("ROLLBACK").await;
+            assert_eq!(count(&stage).await, "2");
         }
         reload(&stage, &[mode]);
         for wire in [&mut wire, &mut open, &mut pinned] {
