@@ -26,7 +26,7 @@ use crate::reload::{self, LoadError, Source};
 use crate::session::Context;
 use crate::sessions::{ClientCap, Order, Sessions};
 use crate::tenant::{Registry, Tenant, Verifiers};
-use crate::trace::Tracer;
+use crate::trace::{Road, Tracer};
 use crate::workers::Workers;
 
 const REAP: Duration = Duration::from_secs(1);
@@ -64,7 +64,8 @@ impl App {
 
         let mut tasks = vec![tokio::spawn(reap(context.clone()))];
         if let Some(collector) = config.tracing.collector.clone() {
-            tasks.push(tokio::spawn(traces.export(collector, context.metrics.clone())));
+            let road = Road::new(collector).context("cannot reach the collector (tracing.endpoint)")?;
+            tasks.push(tokio::spawn(traces.export(road, context.metrics.clone())));
         }
         let http_address = match config.http.address {
             Some(address) => {

@@ -22,10 +22,10 @@ pub mod drain;
 pub mod config;
 pub mod select;
 pub mod logging;
-pub mod trace;
 
 // Towards peers: sockets, TLS, the threads that carry them, who somebody is.
 pub mod net;
+pub mod trace;
 pub mod workers;
 pub mod auth;
 

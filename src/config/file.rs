@@ -374,6 +374,8 @@ impl Default for Log {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Tracing {
     pub endpoint: Option<String>,
+    pub ca: Option<PathBuf>,
+    pub token: Option<Reference>,
     pub service_name: String,
     pub sample: f64,
     pub slow: Period,
@@ -381,7 +383,8 @@ pub(super) struct Tracing {
 
 impl Default for Tracing {
     fn default() -> Self {
-        Tracing { endpoint: None, service_name: "pgtenant".to_owned(), sample: 0.01, slow: seconds(1) }
+        let service_name = "pgtenant".to_owned();
+        Tracing { endpoint: None, ca: None, token: None, service_name, sample: 0.01, slow: seconds(1) }
     }
 }
 

@@ -348,8 +348,21 @@ pub struct Collector {
     pub authority: String,
     /// Default `/v1/traces`.
     pub path: String,
+    /// Whose CA certificates vouch for it; none without TLS.
+    pub trust: Option<Trust>,
+    /// What opens it: `Authorization: Bearer …`.
+    pub token: Option<Secret>,
     /// The `service.name` of our spans; default `pgtenant`.
     pub service: String,
+}
+
+/// Who vouches for a server on the web.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// The CAs that this machine trusts.
+    System,
+    /// Those of a PEM file.
+    File(PathBuf),
 }
 
 #[derive(Debug, Clone, PartialEq)]

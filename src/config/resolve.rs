@@ -10,8 +10,8 @@ use super::file::{self, File};
 use super::problem::{ConfigError, Gathered, Scope};
 use super::scalar::Period;
 use super::{
-    Auth, Collector, Config, Drain, Instance, Limits, Listen, Log, Routing, Tls, TlsMode, Tracing, admin, backup, http,
-    instances, layers, lifecycle, migrate, pool, program, query, quota, read, tenants,
+    Auth, Collector, Config, Drain, Instance, Limits, Listen, Log, Routing, Secret, Tls, TlsMode, Tracing, Trust,
+    admin, backup, http, instances, layers, lifecycle, migrate, pool, program, query, quota, read, tenants,
 };
 
 /// Reads the configuration from `path` (none: `proxy.toml` here), under the environment's `PGTENANT__SECTION__KEY`
@@ -293,19 +293,35 @@ fn log(written: file::Log, mut scope: Scope<'_, '_>) -> Log {
 fn tracing(written: file::Tracing, mut scope: Scope<'_, '_>) -> Tracing {
     scope.require((0.0..=1.0).contains(&written.sample), "sample", "must be a share, from 0 to 1");
     let service = written.service_name;
+    let ca = written.ca.map(|ca| scope.file("ca", &ca));
+    let token = written.token.and_then(|reference| scope.secret("token", &reference));
     let collector = written.endpoint.and_then(|endpoint| {
-        let found = collector(&endpoint, service);
+        let found = collector(&endpoint, service, token);
         let message =
-            "is no address of a collector; write e.g. \"http://127.0.0.1:4318\" (TLS is the collector's part)";
+            "is no address of a collector; write e.g. \"http://127.0.0.1:4318\" or \"https://collector:4318\"";
         scope.require(found.is_some(), "endpoint", format!("{endpoint:?} {message}"));
         found
     });
+    let collector = match (collector, ca) {
+        (Some(Collector { trust: Some(_), authority, path, service, token }), Some(ca)) => {
+            Some(Collector { trust: Some(Trust::File(ca)), authority, path, service, token })
+        }
+        (collector, ca) => {
+            scope.require(ca.is_none(), "ca", "vouches for a collector with TLS; let endpoint begin with https://");
+            collector
+        }
+    };
     Tracing { collector, sample: written.sample, slow: written.slow.0 }
 }
 
-/// From `http://host:port` and maybe a path; the port is OTLP's where none is given.
-fn collector(endpoint: &str, service: String) -> Option<Collector> {
-    let rest = endpoint.strip_prefix("http://")?;
+/// From `http://host:port`, or `https`, and maybe a path; the port is OTLP's where none is given.
+fn collector(endpoint: &str, service: String, token: Option<Secret>) -> Option<Collector> {
+    let (scheme, rest) = endpoint.split_once("://")?;
+    let trust = match scheme {
+        "http" => None,
+        "https" => Some(Trust::System),
+        _ => return None,
+    };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let clean = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
@@ -313,6 +329,8 @@ fn collector(endpoint: &str, service: String) -> Option<Collector> {
     (!authority.is_empty() && clean(rest)).then(|| Collector {
         authority: if has_port { authority.to_owned() } else { format!("{authority}:4318") },
         path: path.to_owned(),
+        trust,
+        token,
         service,
     })
 }

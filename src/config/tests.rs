@@ -127,6 +127,8 @@ const SURROUNDINGS: &[(&str, &str)] = &[
     ("pg1-admin.password", "administer\n"),
     ("http.token", "0123456789abcdef0123456789abcdef"),
     ("operators-ca.crt", ""),
+    ("collector-ca.crt", ""),
+    ("collector.token", "0123456789abcdef0123456789abcdef"),
     ("tenants.d/acme-clients.crt", ""),
     ("tenants.d/acme-app.verifier", "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy\n"),
     ("tenants.d/acme-app.previous", "SCRAM-SHA-256$4096:c2FsdA==$c2VydmVy:c2VydmVy\n"),

@@ -10,6 +10,7 @@ pub mod pem;
 pub mod ring;
 pub mod server_tls;
 pub mod stream;
+mod web_tls;
 pub mod x509;
 
 #[cfg(test)]
@@ -21,4 +22,5 @@ pub use dial::{DialError, Place, dial};
 pub use endpoint::Endpoint;
 pub use instance_tls::{InstanceTlsClient, InstanceTlsError};
 pub use server_tls::{ServerTls, ServerTlsError};
+pub use web_tls::{WebTlsError, web_tls};
 pub use x509::CertificateFacts;

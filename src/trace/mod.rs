@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{self, Config};
 use crate::metrics::{Metrics, SpanResult};
+pub use otlp::{Road, RoadError};
 use parent::Parent;
 use span::{Kind, Part, Trace};
 
@@ -129,9 +130,9 @@ impl Tracer {
 }
 
 impl Traces {
-    /// Sends them to the collector, for ever.
-    pub async fn export(self, to: config::Collector, metrics: Arc<Metrics>) {
-        otlp::export(self.0, to, metrics).await;
+    /// Sends them to a collector, for ever.
+    pub async fn export(self, road: Road, metrics: Arc<Metrics>) {
+        otlp::export(self.0, road, metrics).await;
     }
 }
 

@@ -7,14 +7,17 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
 
 use super::span::{Clock, Kind, Trace};
 use crate::config::Collector;
 use crate::metrics::{Metrics, SpanResult};
+use crate::net::{WebTlsError, web_tls};
 
 /// Traces in one request.
 const BATCH: usize = 256;
@@ -24,7 +27,8 @@ const LINGER: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends what comes, until the senders are gone. One that cannot be sent is lost: the collector may be away for long.
-pub(super) async fn export(mut traces: mpsc::Receiver<Trace>, to: Collector, metrics: Arc<Metrics>) {
+pub(super) async fn export(mut traces: mpsc::Receiver<Trace>, road: Road, metrics: Arc<Metrics>) {
+    let Road { to, tls } = road;
     let mut failing = false;
     while let Some(first) = traces.recv().await {
         let mut batch = vec![first];
@@ -36,7 +40,7 @@ pub(super) async fn export(mut traces: mpsc::Receiver<Trace>, to: Collector, met
         })
         .await;
         let body = document(&batch, &to.service).to_string();
-        let sent = tokio::time::timeout(TIMEOUT, post(&to, &body)).await;
+        let sent = tokio::time::timeout(TIMEOUT, post(&to, tls.as_ref(), &body)).await;
         let sent = sent.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")));
         let spans = batch.iter().map(|trace| 1 + trace.parts.len() as u64).sum();
         match sent {
@@ -54,16 +58,53 @@ pub(super) async fn export(mut traces: mpsc::Receiver<Trace>, to: Collector, met
     }
 }
 
-async fn post(to: &Collector, body: &str) -> io::Result<()> {
-    let mut stream = TcpStream::connect(&to.authority).await?;
-    let Collector { authority, path, .. } = to;
+/// A collector, and how it is reached.
+pub struct Road {
+    to: Collector,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl Road {
+    /// # Errors
+    /// The certificates that vouch for the collector cannot be read, or its name can be in none.
+    pub fn new(to: Collector) -> Result<Self, RoadError> {
+        let host = to.authority.rsplit_once(':').map_or(&*to.authority, |(host, _)| host).trim_matches(['[', ']']);
+        let name = || ServerName::try_from(host.to_owned()).map_err(|_| RoadError::Name(host.to_owned()));
+        let tls = match &to.trust {
+            Some(trust) => Some((TlsConnector::from(web_tls(trust)?), name()?)),
+            None => None,
+        };
+        Ok(Road { to, tls })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RoadError {
+    #[error(transparent)]
+    Tls(#[from] WebTlsError),
+    #[error("`{0}` is neither a DNS name nor an IP address, so no certificate can vouch for it")]
+    Name(String),
+}
+
+async fn post(to: &Collector, tls: Option<&(TlsConnector, ServerName<'static>)>, body: &str) -> io::Result<()> {
+    let stream = TcpStream::connect(&to.authority).await?;
+    match tls {
+        Some((connector, name)) => exchange(connector.connect(name.clone(), stream).await?, to, body).await,
+        None => exchange(stream, to, body).await,
+    }
+}
+
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, to: &Collector, body: &str) -> io::Result<()> {
+    let Collector { authority, path, token, .. } = to;
+    let sign = token.as_ref().map_or_else(String::new, |token| format!("Authorization: Bearer {}\r\n", token.expose()));
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: {authority}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n",
+         {sign}Connection: close\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
+    stream.flush().await?;
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await?;
     match &answer {

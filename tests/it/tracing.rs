@@ -1,14 +1,18 @@
 //! Spans at a small collector, and the lines in the log for what was slow.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 
+use pgtenant::cli::demo::certificates::DevCa;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 use crate::eventually;
+use crate::harness::certs;
 use crate::harness::frontend::{bind, execute, parse, query, sync};
 use crate::harness::postgres;
 use crate::harness::proxy::{Proxy, ProxyFiles};
@@ -19,22 +23,39 @@ use crate::harness::wire::Wire;
 
 const CALLER: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
 /// Takes OTLP over HTTP and keeps the spans.
 struct Collector {
     address: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
     spans: Arc<Mutex<Vec<Value>>>,
     task: JoinHandle<()>,
 }
 
 impl Collector {
     async fn start() -> Collector {
+        Self::start_with(None).await
+    }
+
+    /// With TLS, where it is told how. Connections whose handshake fails are passed over.
+    async fn start_with(tls: Option<TlsAcceptor>) -> Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let spans: Arc<Mutex<Vec<Value>>> = Arc::default();
-        let kept = spans.clone();
+        let heads: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (kept, seen) = (spans.clone(), heads.clone());
         let task = tokio::spawn(async move {
             loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut stream: Box<dyn Duplex> = match &tls {
+                    None => Box::new(stream),
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => Box::new(stream),
+                        Err(_) => continue,
+                    },
+                };
                 let mut request = Vec::new();
                 let body = loop {
                     stream.read_buf(&mut request).await.unwrap();
@@ -43,6 +64,7 @@ impl Collector {
                     assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
                     let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
                     if body.len() >= length.parse().unwrap() {
+                        seen.lock().unwrap().push(head.to_owned());
                         break body.to_owned();
                     }
                 };
@@ -52,7 +74,7 @@ impl Collector {
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await.unwrap();
             }
         });
-        Collector { address, spans, task }
+        Collector { address, heads, spans, task }
     }
 
     fn named(&self, name: &str) -> Vec<Value> {
@@ -182,6 +204,34 @@ async fn slow_transactions_and_waits_are_logged_without_their_text() {
     assert_eq!((&wait["tenant"], &wait["role"], &wait["instance"]), (&"acme".into(), &"app".into(), &"one".into()));
     assert!(wait["wait_seconds"].as_f64().unwrap() >= 0.1, "{wait}");
     assert!(!served.log().contains("private"), "{}", served.log());
+}
+
+#[tokio::test]
+async fn a_collector_with_tls_has_to_be_vouched_for() {
+    let (ours, others, scene) = (DevCa::new().unwrap(), DevCa::new().unwrap(), Scene::new().await);
+    let folder = tempfile::tempdir().unwrap();
+    let collector = Collector::start_with(Some(certs::server(&ours, &["localhost"]))).await;
+    let files = |host: &str, ca: &DevCa| {
+        let (path, token) = (folder.path().join("ca.crt"), folder.path().join("token"));
+        std::fs::write(&path, ca.certificate()).unwrap();
+        std::fs::write(&token, "sesame-0123456789\n").unwrap();
+        std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let files = scene.files().set("tracing.endpoint", format!("https://{host}:{}", collector.address.port()));
+        let files = files.set("tracing.ca", path.to_str().unwrap()).set("tracing.sample", 1.0);
+        files.set("tracing.token.file", token.to_str().unwrap())
+    };
+    let proxy = Proxy::start(files("localhost", &ours)).await;
+    connect(&proxy, &scene.acme).await.query("SELECT 1").await.unwrap();
+    eventually!(collector.named("transaction").len() == 1);
+    let head = collector.heads.lock().unwrap()[0].clone();
+    assert!(head.contains("\r\nAuthorization: Bearer sesame-0123456789\r\n"), "{head}");
+    drop(proxy);
+    for (host, ca) in [("localhost", &others), ("127.0.0.1", &ours)] {
+        let proxy = Proxy::start(files(host, ca)).await;
+        connect(&proxy, &scene.acme).await.query("SELECT 1").await.unwrap();
+        eventually!(proxy.metric("pgtenant_spans_total{result=\"failed\"}").await >= 3.0);
+    }
+    assert_eq!(collector.named("transaction").len(), 1);
 }
 
 /// Clients that keep their backend: in session mode, and in transaction mode because of a temporary table.
