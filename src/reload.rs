@@ -220,13 +220,20 @@ pub fn watch(source: Source, context: Arc<Context>) -> notify::Result<tokio::tas
                 continue;
             }
             quiet(&mut changes, &watched.sources).await;
-            let (source, of_reload) = (source.clone(), context.clone());
-            // Reading thousands of files takes a while: not on a thread that serves others.
-            let reloaded = tokio::task::spawn_blocking(move || refresh(&source, &of_reload).is_ok()).await;
-            if let Ok(true) = reloaded
-                && let Err(error) = watched.follow(&context.config.load())
-            {
-                tracing::warn!(%error, "cannot watch a configuration file: send SIGHUP after changes");
+            loop {
+                let (source, of_reload) = (source.clone(), context.clone());
+                // Reading thousands of files takes a while: not on a thread that serves others.
+                let reloaded = tokio::task::spawn_blocking(move || refresh(&source, &of_reload).is_ok()).await;
+                let Ok(true) = reloaded else { break };
+                match watched.follow(&context.config.load()) {
+                    // What came into a new folder before it was watched is not read yet.
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot watch a configuration file: send SIGHUP after changes");
+                        break;
+                    }
+                }
             }
         }
     }))
@@ -252,8 +259,10 @@ struct Watched {
 
 impl Watched {
     /// Folders are watched, not files: editors and orchestrators replace a file by another one.
-    fn follow(&mut self, config: &Config) -> notify::Result<()> {
+    /// Whether there are new ones.
+    fn follow(&mut self, config: &Config) -> notify::Result<bool> {
         self.sources = absolute(&config.sources);
+        let before = self.folders.len();
         for source in &self.sources {
             let folder = if source.is_dir() { source.clone() } else { source.with_file_name("") };
             if !self.folders.contains(&folder) {
@@ -261,7 +270,7 @@ impl Watched {
                 self.folders.push(folder);
             }
         }
-        Ok(())
+        Ok(self.folders.len() > before)
     }
 }
 

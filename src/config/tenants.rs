@@ -73,10 +73,13 @@ pub(super) fn resolve(
     (tenants, ids.into_keys().collect())
 }
 
-/// The records in the folder by name; `key` names the folder, and has to be there when it is not the default. Others than `*.toml` (editors' copies, secrets) are passed over.
+/// The records in the folder by name; `key` names the folder, which has to be there when it is not the default. Others than
+/// `*.toml` (editors' copies, secrets) are passed over.
 pub(super) fn record_files(key: &str, written: &Path, default: &str, proxy: &mut Scope<'_, '_>) -> Vec<PathBuf> {
     let dir = proxy.path(written);
     let named = written != Path::new(default);
+    // Also where it is not there yet: the first tenant makes it.
+    proxy.gathered.sources.insert(dir.clone());
     let entries = match std::fs::read_dir(&dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => return Vec::new(),
@@ -85,7 +88,6 @@ pub(super) fn record_files(key: &str, written: &Path, default: &str, proxy: &mut
             return Vec::new();
         }
     };
-    proxy.gathered.sources.insert(dir.clone());
     let mut files = Vec::new();
     for entry in entries {
         match entry {
