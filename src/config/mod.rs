@@ -37,7 +37,7 @@ use serde::Deserialize;
 pub use backup::{Backup, TenantBackup};
 pub use document::OVERRIDE;
 pub use lifecycle::{Host, InstanceAdmin, Lifecycle};
-pub use migrate::Migrate;
+pub use migrate::{BakeLimits, Migrate};
 pub use problem::{ConfigError, Problem};
 pub use program::{EXISTING, Program};
 pub use query::Query;

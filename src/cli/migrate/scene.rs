@@ -247,12 +247,12 @@ fn watch(config: &Config, args: &ProxyArgs) -> anyhow::Result<Watch> {
     if let (true, Some(address)) = (endpoints.is_empty(), config.http.address.filter(|address| address.port() != 0)) {
         endpoints.push(match config.http.tls {
             // Who vouches for its certificate is not in the configuration.
-            true if args.ca.is_none() => return Ok(Watch::new(Vec::new())),
+            true if args.ca.is_none() => return Ok(Watch::new(Vec::new(), config.migrate.bake_limits)),
             true => Endpoint::new(&format!("https://{address}"), files, token)?,
             false => Endpoint::at(address).with_token(token),
         });
     }
-    Ok(Watch::new(endpoints))
+    Ok(Watch::new(endpoints, config.migrate.bake_limits))
 }
 
 /// The first signal lets those finish that are at work, the second ends at once.

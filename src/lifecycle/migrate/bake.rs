@@ -5,21 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::admin::ask::Endpoint;
+use crate::config::BakeLimits;
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 /// Tenants of a wave that are asked about.
 const MOST_ASKED: usize = 500;
 const POLL: Duration = Duration::from_secs(1);
-/// Fewer errors, or queries, say nothing.
-const FEWEST_ERRORS: f64 = 5.0;
-const FEWEST_QUERIES: f64 = 20.0;
-/// Share of queries that may fail beyond what failed before.
-const MORE_ERRORS: f64 = 0.01;
-/// A query may take so many times as long as before, and a little more.
-const SLOWER: f64 = 2.0;
-const SLACK: f64 = 0.005;
-
 /// Counters of one tenant, of all proxies together.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Figures {
@@ -46,11 +38,12 @@ pub enum Verdict {
 #[derive(Clone)]
 pub struct Watch {
     endpoints: Arc<[Endpoint]>,
+    limits: BakeLimits,
 }
 
 impl Watch {
-    pub fn new(endpoints: Vec<Endpoint>) -> Watch {
-        Watch { endpoints: endpoints.into() }
+    pub fn new(endpoints: Vec<Endpoint>, limits: BakeLimits) -> Watch {
+        Watch { endpoints: endpoints.into(), limits }
     }
 
     /// The tenants' counters as they are now.
@@ -130,7 +123,7 @@ impl Watch {
                 Ok(now) => now,
                 Err(why) => return Verdict::Bad(format!("the proxy has stopped answering: {why}")),
             };
-            let judged = judge(&before, &start, &now);
+            let judged = judge(&self.limits, &before, &start, &now);
             match judged {
                 Verdict::Good(_) if begun.elapsed() < time => {}
                 verdict => return verdict,
@@ -183,16 +176,17 @@ impl Figures {
     }
 
     /// What is wrong with these beside those from before.
-    fn worse(self, before: Figures) -> Option<String> {
-        if self.errors >= FEWEST_ERRORS && self.failing() > before.failing() + MORE_ERRORS {
+    fn worse(self, before: Figures, limits: &BakeLimits) -> Option<String> {
+        if self.errors >= f64::from(limits.min_errors) && self.failing() > before.failing() + limits.errors {
             let (share, was) = (self.failing() * 100.0, before.failing() * 100.0);
             return Some(format!(
                 "{} errors in {} queries, {share:.1} % (before: {was:.1} %)",
                 self.errors, self.queries
             ));
         }
-        let enough = self.queries >= FEWEST_QUERIES && before.queries >= FEWEST_QUERIES;
-        if enough && self.time() > before.time() * SLOWER + SLACK {
+        let fewest = f64::from(limits.min_queries);
+        let enough = self.queries >= fewest && before.queries >= fewest;
+        if enough && self.time() > before.time() * limits.slowdown + limits.slack.as_secs_f64() {
             let (time, was) = (self.time() * 1000.0, before.time() * 1000.0);
             return Some(format!("a query takes {time:.1} ms (before: {was:.1} ms)"));
         }
@@ -201,17 +195,17 @@ impl Figures {
 }
 
 /// Looks at every tenant, and at all of them together. Pure.
-fn judge(before: &Sample, start: &Sample, now: &Sample) -> Verdict {
+fn judge(limits: &BakeLimits, before: &Sample, start: &Sample, now: &Sample) -> Verdict {
     let (mut sum, mut sum_before) = (Figures::default(), Figures::default());
     for (tenant, now) in now {
         let was = before.get(tenant).copied().unwrap_or_default();
         let figures = now.since(start.get(tenant).copied().unwrap_or_default());
-        if let Some(what) = figures.worse(was) {
+        if let Some(what) = figures.worse(was, limits) {
             return Verdict::Bad(format!("tenant {tenant}: {what}"));
         }
         (sum, sum_before) = (sum.plus(figures), sum_before.plus(was));
     }
-    if let Some(what) = sum.worse(sum_before) {
+    if let Some(what) = sum.worse(sum_before, limits) {
         return Verdict::Bad(format!("all tenants of the wave together: {what}"));
     }
     if sum.queries == 0.0 {
@@ -238,7 +232,7 @@ mod tests {
     fn judged(before: (f64, f64, f64), after: (f64, f64, f64)) -> Verdict {
         let (queries, errors, busy) = before;
         let start = sample(queries, errors, busy);
-        judge(&start, &start, &sample(queries + after.0, errors + after.1, busy + after.2))
+        judge(&BakeLimits::default(), &start, &start, &sample(queries + after.0, errors + after.1, busy + after.2))
     }
 
     #[test]
@@ -258,10 +252,22 @@ mod tests {
     }
 
     #[test]
+    fn the_limits_are_those_of_the_configuration() {
+        let strict = BakeLimits { errors: 0.0, min_errors: 1, slowdown: 1.0, slack: Duration::ZERO, min_queries: 1 };
+        let before = sample(1000.0, 0.0, 1.0);
+        let after = |errors, busy| judge(&strict, &before, &before, &sample(1010.0, errors, 1.0 + busy));
+        assert!(matches!(after(1.0, 0.01), Verdict::Bad(text) if text.contains("1 errors in 10 queries")));
+        assert!(matches!(after(0.0, 0.02), Verdict::Bad(text) if text.contains("2.0 ms (before: 1.0 ms)")));
+        assert!(matches!(after(0.0, 0.005), Verdict::Good(_)));
+    }
+
+    #[test]
     fn a_proxy_that_began_anew_counts_from_nothing() {
         let before = sample(1000.0, 100.0, 1.0);
         let now = sample(50.0, 2.0, 0.1);
-        assert!(matches!(judge(&before, &before, &now), Verdict::Good(text) if text.contains("50 queries, 2 errors")));
+        assert!(
+            matches!(judge(&BakeLimits::default(), &before, &before, &now), Verdict::Good(text) if text.contains("50 queries, 2 errors"))
+        );
     }
 
     #[test]
