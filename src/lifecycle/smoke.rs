@@ -102,6 +102,9 @@ async fn attempt(place: &Place, login: &tokio_postgres::Config, order: &Order) -
     })?;
     let row = client.query_one("SELECT current_database()::text, current_user::text", &[]).await;
     let row = row.map_err(|error| Refusal::Final(crate::net::with_sources(&error)))?;
+    // A backend whose random numbers were seeded is not given to another client: it ends with this session, and does not lie
+    // idle in the pool, where those of many new tenants would take all the connections that the commands need.
+    let _ = client.batch_execute("SELECT setseed(0)").await;
     let (database, role): (String, String) = (row.get(0), row.get(1));
     match database == order.database && role == order.roles.app {
         true => Ok(()),
