@@ -89,7 +89,10 @@ impl Instance {
     }
 
     async fn open(&self, login: &tokio_postgres::Config, role: &str) -> Result<Client, Failure> {
-        let unreachable = |why: String| Failure::Connect { instance: self.name().to_owned(), why };
+        let unreachable = |why: String| {
+            let why = self.told_once(&why).to_owned();
+            Failure::Connect { instance: self.name().to_owned(), why }
+        };
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, control(&self.place, login)).await;
         let client = connected.map_err(|_| unreachable(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))?;
         client.map_err(|error| match error {
@@ -99,7 +102,13 @@ impl Instance {
     }
 
     fn unreachable(&self, why: String) -> Failure {
-        Failure::Connect { instance: self.name().to_owned(), why: format!("admin {:?}: {why}", self.admin.user) }
+        let why = format!("admin {:?}: {}", self.admin.user, self.told_once(&why));
+        Failure::Connect { instance: self.name().to_owned(), why }
+    }
+
+    /// Without the instance's name, which the failure has already.
+    fn told_once<'a>(&self, why: &'a str) -> &'a str {
+        why.strip_prefix(&format!("instance {}: ", self.name())).unwrap_or(why)
     }
 
     /// A reused address must not get another's tenants, and even less lose them.
