@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::ConfigArgs;
@@ -100,7 +101,14 @@ async fn carry_out(args: QueryArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let max_rows = ask.max_rows;
-    let result = ask_tenants(&site, plan, ask).await?;
+    let bar = bar(plan.asked.len());
+    let result = ask_tenants(&site, plan, ask, &|tenant| {
+        bar.inc(1);
+        bar.set_message(tenant.to_owned());
+    })
+    .await;
+    bar.finish_and_clear();
+    let result = result?;
     if result.status() < 2 || format == Format::Json {
         let bytes = format::formatted(&result, format, max_rows)?;
         match &args.output {
@@ -122,6 +130,18 @@ async fn carry_out(args: QueryArgs) -> anyhow::Result<ExitCode> {
         false => eprintln!("{summary}"),
     }
     Ok(ExitCode::from(result.status()))
+}
+
+/// How many have answered, for who sits at a terminal; gone when the result comes.
+fn bar(tenants: usize) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("query [{bar:30}] {pos:>4}/{len:<4} {elapsed:>5}  {wide_msg}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
+    let bar = ProgressBar::with_draw_target(Some(tenants as u64), ProgressDrawTarget::stderr()).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
 }
 
 fn say_plan(plan: &Plan, as_json: bool) {

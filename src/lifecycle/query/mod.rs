@@ -97,16 +97,21 @@ pub fn plan(site: &Site, tenants: Vec<Arc<Tenant>>, ask: &Ask) -> std::result::R
     Ok(plan)
 }
 
-/// Asks them all, and merges what they answered. Each answer is written into the audit log.
+/// Asks them all, and merges what they answered. Each answer is written into the audit log; `answered` hears of each.
 ///
 /// # Errors
 /// The audit log cannot be written, nobody answered, the answers cannot be put together, or the merge failed.
-pub async fn run(site: &Arc<Site>, plan: Plan, ask: Ask) -> std::result::Result<Result, Failure> {
+pub async fn run(
+    site: &Arc<Site>,
+    plan: Plan,
+    ask: Ask,
+    answered: &dyn Fn(&str),
+) -> std::result::Result<Result, Failure> {
     let what = format!("--select {:?}: {}", ask.selector, ask.sql);
     let what = ask.merge.as_ref().map_or(what.clone(), |merge| format!("{what}; merged by: {merge}"));
     site.record_of_many("query", "begun", &what)?;
     let ask = Arc::new(ask);
-    let answers = ask_all(site, &plan.asked, &ask).await?;
+    let answers = ask_all(site, &plan.asked, &ask, answered).await?;
     let mut outcomes: BTreeMap<String, Outcome> =
         plan.skipped.into_iter().map(|(tenant, why)| (tenant, Outcome::Skipped(why))).collect();
     let mut table = table::together(answers, &mut outcomes)?;
@@ -132,7 +137,12 @@ fn site_result<T>(site: &Site, merged: std::result::Result<T, Failure>) -> std::
 
 type Answers = BTreeMap<String, std::result::Result<read::Answer, String>>;
 
-async fn ask_all(site: &Arc<Site>, tenants: &[Arc<Tenant>], ask: &Arc<Ask>) -> std::result::Result<Answers, Failure> {
+async fn ask_all(
+    site: &Arc<Site>,
+    tenants: &[Arc<Tenant>],
+    ask: &Arc<Ask>,
+    answered: &dyn Fn(&str),
+) -> std::result::Result<Answers, Failure> {
     let Query { parallel, per_instance, max_size, .. } = site.config.query;
     let everywhere = Arc::new(Semaphore::new(parallel as usize));
     let mut on_instance: BTreeMap<&str, Arc<Semaphore>> = BTreeMap::new();
@@ -153,6 +163,7 @@ async fn ask_all(site: &Arc<Site>, tenants: &[Arc<Tenant>], ask: &Arc<Ask>) -> s
     let mut answers = Answers::new();
     while let Some(done) = asking.join_next().await {
         let (tenant, answer) = done.map_err(|error| Failure::Order(format!("a tenant's task ended: {error}")))?;
+        answered(&tenant);
         let detail = answer.as_ref().map(|answer| format!("{} rows", answer.rows.len())).unwrap_or_default();
         let answer = site.recorded_with("query", &tenant, answer, &detail);
         match answer {
