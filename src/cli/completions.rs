@@ -11,7 +11,9 @@ use super::Cli;
 #[command(after_help = "Examples:
   pgtenant completions bash > /etc/bash_completion.d/pgtenant
   pgtenant completions zsh > \"${fpath[1]}/_pgtenant\"
-  pgtenant completions fish > ~/.config/fish/completions/pgtenant.fish")]
+  pgtenant completions fish > ~/.config/fish/completions/pgtenant.fish
+
+Exit status: 0 printed; 1 standard output is closed; 2 the arguments.")]
 pub(super) struct CompletionsArgs {
     /// The shell.
     shell: Shell,

@@ -39,14 +39,32 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy until SIGTERM; SIGHUP reads the configuration again.
+    #[command(after_help = "Examples:
+  pgtenant serve --config /etc/pgtenant/proxy.toml
+  pgtenant serve --set listen.addresses=127.0.0.1:6432
+
+Exit status: 0 drained and ended; 1 it could not begin, and standard error says why.")]
     Serve(ConfigArgs),
     /// Check the configuration and reach every instance; exit status 1 when something is wrong.
+    #[command(after_help = "Example:
+  pgtenant check --config /etc/pgtenant/proxy.toml
+
+Exit status: 0 all is well; 1 something is wrong, and is named; 2 the arguments.")]
     Check(ConfigArgs),
     /// Show which tenant, pool and instance a connection with these hints would get, and why.
     Route(route::RouteArgs),
     /// Make a SCRAM-SHA-256 verifier for a tenant's record from a password on standard input.
+    #[command(after_help = "Example:
+  pgtenant verifier < password-file > tenants.d/acme-app.verifier
+
+Exit status: 0 made; 1 no password on standard input, or one that cannot be used.")]
     Verifier,
     /// Ask a running proxy whether it is ready; exit status 1 when not.
+    #[command(after_help = "Examples:
+  pgtenant health
+  pgtenant health --url https://10.0.0.5:9930 --ca ca.crt
+
+Exit status: 0 it is ready for new clients; 1 it is not, or does not answer; 2 the arguments.")]
     Health {
         /// The proxy's http.address, where it speaks plain HTTP.
         #[arg(long)]

@@ -9,6 +9,11 @@ use crate::tenant::route::Hints;
 use crate::wire::StartupOptions;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pgtenant route --sni acme.db.example.com --user app
+  pgtenant route --user app --options '-c tenant=acme'
+
+Exit status: 0 there is a route; 1 there is none, and why; 2 the arguments.")]
 pub struct RouteArgs {
     #[command(flatten)]
     config: ConfigArgs,

@@ -29,6 +29,10 @@ use screen::Screen;
 use setup::Site;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  pgtenant demo --once
+
+Exit status: 0 all was proven; 1 something was not, or PostgreSQL is not installed.")]
 pub struct DemoArgs {
     /// End after the proof, with exit status 0 or 1.
     #[arg(long)]

@@ -12,7 +12,9 @@ use crate::lifecycle::{Failure, Site, create};
 use crate::reload;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  pgtenant tenant list\n  pgtenant tenant list --region eu --json")]
+#[command(
+    after_help = "Examples:\n  pgtenant tenant list\n  pgtenant tenant list --region eu --json\n\nExit status: 0 printed; 2 the configuration or the arguments."
+)]
 pub(super) struct ListArgs {
     /// Only those in this region.
     #[arg(long)]
@@ -31,7 +33,9 @@ pub(super) struct ListArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  pgtenant tenant show acme --json")]
+#[command(
+    after_help = "Example:\n  pgtenant tenant show acme --json\n\nExit status: 0 printed; 2 no such tenant, the configuration or the arguments."
+)]
 pub(super) struct ShowArgs {
     /// The tenant's id.
     tenant: String,

@@ -12,6 +12,13 @@ use crate::lifecycle::Site;
 use crate::lifecycle::edit::{Edit, edit};
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pgtenant tenant suspend acme --reason 'unpaid since May'
+  pgtenant tenant activate acme
+
+The state is written into the record, and a running proxy takes it over by itself (docs/STATES.md).
+
+Exit status: 0 done; 1 it could not be written; 2 no such tenant, or not possible as ordered.")]
 pub(super) struct StateArgs {
     /// The tenant's id.
     id: String,

@@ -21,6 +21,12 @@ const MAX_ANSWER: usize = 8 << 20;
 const WIDTH: usize = 120;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pgtenant top
+  pgtenant top --once --sort waiting --limit 3
+  pgtenant top --url https://10.0.0.5:9930 --ca ca.crt --token-file http.token
+
+Exit status: 0 ended by its user, or printed; 1 the proxy does not answer, or not to us; 2 the arguments.")]
 pub struct TopArgs {
     #[command(flatten)]
     endpoint: EndpointArgs,
