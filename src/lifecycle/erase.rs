@@ -239,6 +239,12 @@ fn receipt(site: &Site, estate: &Estate, journal: &Journal, instance: &Instance,
         until: None,
         note: "the tenant's id and what was done to it; no data of its own".to_owned(),
     });
+    let run = migrate::run_journal::names(&site.config.lifecycle.journal_dir, &estate.tenant);
+    remains.extend(run.map(|path| Remains {
+        what: format!("journal of a run of migrations {}", path.display()),
+        until: None,
+        note: "the tenant's id and how far it was, until the next pgtenant migrate".to_owned(),
+    }));
     removed.extend(estate.copies.removed(journal));
     remains.extend(estate.copies.remains(journal));
     remains.push(logs(estate));
@@ -260,7 +266,7 @@ fn logs(estate: &Estate) -> Remains {
         what: format!("logs of the proxy and of instance {}, traces, Prometheus' figures", estate.instance),
         until: None,
         note: "as long as they are kept; with the tenant's id, its roles and clients' addresses, and statements where these \
-               are logged"
+               are logged, or gathered by an extension such as pg_stat_statements"
             .to_owned(),
     }
 }

@@ -121,6 +121,14 @@ impl RunJournal {
     }
 }
 
+/// The journal, where a run that has not finished keeps the tenant's name in it.
+pub fn names(journal_dir: &Path, tenant: &str) -> Option<PathBuf> {
+    let path = path(journal_dir);
+    // Ids have no character that JSON writes otherwise.
+    let named = std::fs::read_to_string(&path).is_ok_and(|text| text.contains(&format!("\"{tenant}\"")));
+    named.then_some(path)
+}
+
 fn path(journal_dir: &Path) -> PathBuf {
     journal_dir.join("migrate").join("run.jsonl")
 }
