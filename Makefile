@@ -2,12 +2,13 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test postgres18 drivers migrations suites bench-load bench-neighbours bench instructions fmt clean
+.PHONY: help demo test postgres18 drivers migrations bundles suites bench-load bench-neighbours bench instructions fmt clean
 
 help:
 	@echo 'make demo         three tenants on three throwaway PostgreSQL instances; ARGS=--once ends after the proof'
 	@echo 'make test         formatting, lints, unit, integration and driver tests, documentation'
 	@echo 'make migrations   two hundred tenants on two instances, migrated through locks, drift and a killed instance'
+	@echo 'make bundles      a million rows exported from PostgreSQL 15, imported into 18 and compared, plain and encrypted'
 	@echo 'make suites       test suites of PostgreSQL and others through pgtenant; ARGS="regress --mode session" is some'
 	@echo 'make bench        microbenchmarks (criterion)'
 	@echo 'make instructions whether the relay takes more instructions for a recorded conversation than before'
@@ -46,6 +47,11 @@ migrations:
 	@scripts/setup.sh test
 	@tests/postgres18.sh
 	cargo test --test it -- --ignored --nocapture migrate_fleet::
+
+bundles:
+	@scripts/setup.sh test
+	@tests/postgres18.sh
+	cargo test --test it -- --ignored --nocapture bundle_million::
 
 suites:
 	@scripts/setup.sh suites

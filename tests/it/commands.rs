@@ -154,3 +154,61 @@ async fn health_tells_a_ready_proxy_from_none() {
     let message = outcome(&run(&["health", "--address", &postgres.address().to_string()], "").await).unwrap_err();
     assert!(message.starts_with("pgtenant: "), "{message}");
 }
+
+/// What `pgtenant completions` prints is loaded by the shell itself, and completes; a shell that is not here is left out.
+#[tokio::test]
+async fn completions_are_loaded_by_their_shells() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    for (shell, file, load) in [
+        (
+            "bash",
+            "pgtenant.bash",
+            "set -e; . \"$0\"; complete -p pgtenant >/dev/null; COMP_WORDS=(pgtenant tenant cr); COMP_CWORD=2; \
+             _pgtenant pgtenant cr tenant; echo \"${COMPREPLY[@]}\"",
+        ),
+        (
+            "zsh",
+            "_pgtenant",
+            "fpath=(${0:h} $fpath); autoload -Uz compinit && compinit -u -D && (( $+functions[_pgtenant] )) && \
+             autoload +X _pgtenant && [[ $_comps[pgtenant] == _pgtenant && $functions[_pgtenant] == *create* ]] && echo create",
+        ),
+        ("fish", "pgtenant.fish", "source $argv[1]; complete -C 'pgtenant tenant cr'"),
+    ] {
+        let script = outcome(&run(&["completions", shell], "").await).unwrap();
+        std::fs::write(path(file), script).unwrap();
+        let mut command = Command::new(shell);
+        command.args(["-c", load, &path(file)]).env("HOME", dir.path()).env("ZDOTDIR", dir.path()).stdin(Stdio::null());
+        let Ok(output) = command.output().await else {
+            eprintln!("SKIPPED: there is no {shell}");
+            continue;
+        };
+        let (printed, why) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success() && printed.starts_with("create") && why.is_empty(), "{shell}: {printed}{why}");
+    }
+}
+
+/// Every command has a help text with examples, which fits a terminal, and says what its exit statuses are or where they are.
+#[tokio::test]
+async fn every_command_says_how_it_is_used() {
+    let mut open = vec![Vec::<String>::new()];
+    let mut commands = 0;
+    while let Some(command) = open.pop() {
+        let mut arguments: Vec<&str> = command.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let told = outcome(&run(&arguments, "").await).unwrap();
+        let below = told.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+        let below: Vec<&str> = below
+            .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        for name in below.iter().filter(|name| **name != "help") {
+            open.push(command.iter().cloned().chain([(*name).to_owned()]).collect());
+        }
+        if below.is_empty() {
+            commands += 1;
+            assert!(told.contains("Example") && told.contains("xit status"), "pgtenant {}: {told}", command.join(" "));
+        }
+    }
+    assert!(commands > 35, "{commands}");
+}

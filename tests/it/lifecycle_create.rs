@@ -1,6 +1,11 @@
 //! Tenants made by command: what is there in the end, whatever happened in between.
 
+use tokio::process::Command;
+
 use crate::harness::ground::{Ground, password, text};
+use crate::harness::postgres::{self, Options};
+use crate::harness::proxy::{Proxy, ProxyFiles};
+use crate::harness::scene::{path_value, secret};
 
 const ACME: [&str; 3] = ["acme", "acme_app", "acme_owner"];
 
@@ -253,4 +258,51 @@ async fn further_databases_are_not_left_out_in_silence() {
     assert!(status == 2 && why.contains("has further databases (acme_archive)") && !bundle.exists(), "{status} {why}");
     let (status, why) = ground.refused(&["backup", "run", "acme"]).await;
     assert!(status == 2 && why.contains("has further databases (acme_archive)"), "{status} {why}");
+}
+
+/// More tenants than the instance has connections left: what their first logins took is given back.
+#[tokio::test]
+async fn many_are_made_on_an_instance_that_has_few_connections_left() {
+    let postgres = postgres::start_with(Options { max_connections: 24, ..postgres::options() }).await;
+    let bounds = [("instances.one.max_backends", 12.into()), ("lifecycle.per_instance", 2.into())];
+    let ground = Ground::on(postgres, "SUPERUSER", &bounds).await;
+    // Half of it is used by others.
+    let mut others = Vec::new();
+    for _ in 0..10 {
+        others.push(ground.postgres.connect("postgres").await.unwrap());
+    }
+    let wanted = ground.proxy.files.dir().join("wanted");
+    std::fs::create_dir(&wanted).unwrap();
+    for number in 0..16 {
+        std::fs::write(wanted.join(format!("t{number:02}.toml")), "").unwrap();
+    }
+    let credentials = ground.proxy.files.dir().join("credentials");
+    let apply = ["tenant", "apply", "-f", wanted.to_str().unwrap(), "--credentials-dir", credentials.to_str().unwrap()];
+    let done = ground.done(&apply).await;
+    assert!(done.contains("16 made, 0 changed, 0 unchanged, 0 failed"), "{done}");
+    assert_eq!(done.matches("logged in through the proxy").count(), 16, "{done}");
+    let idle = "SELECT count(*) FROM pg_stat_activity WHERE usename ~ '^t[0-9]+_app$'";
+    crate::eventually!(ground.sql("postgres", idle).await[0][0].as_deref() == Some("0"));
+}
+
+/// The folder of the tenants comes with the first one, and goes on being watched.
+#[tokio::test]
+async fn the_first_tenant_makes_the_folder_of_the_tenants() {
+    let postgres = postgres::start().await;
+    postgres.sql("postgres", "CREATE ROLE keeper LOGIN SUPERUSER PASSWORD 'k'").await.unwrap();
+    let files = ProxyFiles::new().instance("one", &postgres);
+    std::fs::remove_dir(files.tenants_dir()).unwrap();
+    let password = path_value(secret(&files, "keeper.password", "k"));
+    let files = files
+        .unset("tenants_dir")
+        .set("instances.one.admin.user", "keeper")
+        .set("instances.one.admin.password.file", password);
+    let proxy = Proxy::start(files).await;
+    for tenant in ["acme", "globex"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
+        command.args(["tenant", "create", tenant, "--proxy", &proxy.address().to_string(), "--config"]);
+        let output = command.arg(proxy.files.dir().join("proxy.toml")).output().await.unwrap();
+        let (printed, why) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success() && printed.contains("logged in through the proxy"), "{tenant}: {printed}{why}");
+    }
 }

@@ -25,7 +25,10 @@ impl Ground {
     }
 
     pub async fn with_admin(rights: &str, changes: &[(&str, toml::Value)]) -> Ground {
-        let postgres = postgres::start().await;
+        Ground::on(postgres::start().await, rights, changes).await
+    }
+
+    pub async fn on(postgres: Postgres, rights: &str, changes: &[(&str, toml::Value)]) -> Ground {
         let sql = format!("CREATE ROLE keeper LOGIN {rights} PASSWORD 'k'");
         postgres.sql("postgres", &sql).await.unwrap();
         let files = ProxyFiles::new().instance("one", &postgres);

@@ -45,6 +45,12 @@ impl ProxyFiles {
         self
     }
 
+    /// Leaves a key of the first level to its default.
+    pub fn unset(mut self, key: &str) -> ProxyFiles {
+        self.proxy.remove(key);
+        self
+    }
+
     /// An instance as `[instances.<name>]`, over TCP.
     pub fn instance(self, name: &str, postgres: &Postgres) -> ProxyFiles {
         self.instance_at(name, postgres.address())
