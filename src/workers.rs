@@ -74,7 +74,7 @@ impl Workers {
 
 impl Worker {
     fn start(number: usize, ring: bool, first: fn()) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread().enable_all().on_thread_park(ring::before_sleep).build()?;
         let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {

@@ -1,9 +1,9 @@
 //! Sockets through io_uring: what a thread's connections receive and send goes to the kernel in one call for all of
 //! them, instead of one or two for each.
 //!
-//! A ring belongs to a thread, and a socket to the ring of its thread. A task of that thread's runtime, [`drive`], takes
-//! turns: it runs behind all tasks that can run, gives the kernel what they wrote, and wakes those for whom something came.
-//! The runtime sleeps in epoll as ever, and an eventfd wakes it.
+//! A ring belongs to a thread, and a socket to the ring of its thread. When all tasks have run, [`before_sleep`] takes a turn:
+//! it gives the kernel what they wrote, and wakes those for whom something came. The runtime sleeps in epoll as ever; an eventfd
+//! wakes it and the task [`drive`], which also takes turns when much is waiting while tasks still run.
 
 mod buffers;
 mod connection;
@@ -84,6 +84,15 @@ pub async fn drive() {
         Poll::<()>::Pending
     })
     .await;
+}
+
+/// What the runtime of a thread that may have a ring calls before it sleeps: the turn for all that the tasks left behind.
+pub fn before_sleep() {
+    RING.with(|cell| {
+        if let Some(ring) = cell.borrow_mut().as_mut() {
+            ring.turn();
+        }
+    });
 }
 
 struct Bell(Arc<Shared>);

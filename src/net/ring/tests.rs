@@ -17,7 +17,8 @@ fn on_ring<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) ->
         return None;
     }
     let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(before_sleep).build().unwrap();
         enter().unwrap();
         let result = runtime.block_on(async move {
             tokio::spawn(drive());

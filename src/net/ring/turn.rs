@@ -17,6 +17,8 @@ use super::connection::Connection;
 const ENTRIES: u32 = 256;
 /// Completions that are looked at together.
 const BATCH: usize = 64;
+/// So many connections that want something are worth a turn while tasks still run.
+const EAGER: usize = 16;
 /// So often a turn asks the kernel at most.
 const MAX_PASSES: usize = 4;
 /// Buffers for sending that are kept for the next.
@@ -118,9 +120,15 @@ impl Ring {
             return;
         }
         self.listed.push(key);
-        if self.listed.len() == 1
-            && let Some(driver) = &self.driver
-        {
+        // Fewer have their turn when all tasks have run.
+        if self.listed.len() == EAGER {
+            self.come_back();
+        }
+    }
+
+    /// Has the task that takes turns run behind all others.
+    fn come_back(&self) {
+        if let Some(driver) = &self.driver {
             driver.wake_by_ref();
         }
     }
@@ -173,9 +181,6 @@ impl Ring {
         let entry = opcode::AsyncCancel::new(request).build().user_data(CANCEL);
         // SAFETY: it points to nothing.
         unsafe { self.push(entry) };
-        if let Some(driver) = &self.driver {
-            driver.wake_by_ref();
-        }
     }
 
     /// # Safety
@@ -227,10 +232,8 @@ impl Ring {
         self.ring.completion().enable_eventfd();
         // The next turn comes behind the tasks that were woken. What was done before the bell was back has not rung it.
         let done = self.ring.submission().taskrun() || !self.ring.completion().is_empty();
-        if (done || self.has_asked() || !self.listed.is_empty() || !self.starved.is_empty())
-            && let Some(driver) = &self.driver
-        {
-            driver.wake_by_ref();
+        if done || self.has_asked() || !self.listed.is_empty() || !self.starved.is_empty() {
+            self.come_back();
         }
     }
 
