@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 help:
 	@echo 'make demo         three tenants on three throwaway PostgreSQL instances; ARGS=--once ends after the proof'
-	@echo 'make test         formatting, lints, unit, integration and driver tests, documentation'
+	@echo 'make test         formatting, lints, unit, integration and driver tests, instructions of the relay, documentation'
 	@echo 'make migrations   two hundred tenants on two instances, migrated through locks, drift and a killed instance'
 	@echo 'make bundles      a million rows exported from PostgreSQL 15, imported into 18 and compared, plain and encrypted'
 	@echo 'make suites       test suites of PostgreSQL and others through pgtenant; ARGS="regress --mode session" is some'
@@ -26,6 +26,7 @@ test: drivers
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	@if cargo nextest --version >/dev/null 2>&1; then set -x; cargo nextest run; else set -x; cargo test; fi
+	python3 -B benches/instructions/check.py --test
 	@$(MAKE) --no-print-directory postgres18
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 

@@ -42,6 +42,7 @@ need_for_test() {
     need golang-github-jackc-pgx-v4-dev pgx test -d /usr/share/gocode/src/github.com/jackc/pgx/v4
     need prometheus "Prometheus' promtool" program promtool
     need age "age, which reads encrypted bundles" program age
+    need_for_instructions
 }
 
 need_for_suites() {
