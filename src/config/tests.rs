@@ -389,8 +389,8 @@ fn durations_and_sizes() {
 fn sources_are_what_was_read() {
     let folder = folder(&[("proxy.toml", ""), ("certs/default.crt", "")]);
     let sources = load_in(folder.path(), &[], &[]).unwrap().sources;
-    // The folder of the tenants as well, though it is not there: it may come.
+    // The folders of instances and tenants as well, though they are not there: they may come.
     let expected: Vec<PathBuf> =
-        ["certs", "proxy.toml", "tenants.d"].iter().map(|name| folder.path().join(name)).collect();
+        ["certs", "instances.d", "proxy.toml", "tenants.d"].iter().map(|name| folder.path().join(name)).collect();
     assert_eq!(sources, expected);
 }
