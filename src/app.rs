@@ -104,12 +104,11 @@ impl App {
         self.http_address
     }
 
-    /// Reads the configuration again, as SIGHUP does.
-    ///
-    /// # Errors
-    /// What is wrong with it; the last good one stays in force.
-    pub fn reload(&self) -> Result<(), LoadError> {
-        reload::reload(&self.source, &self.context)
+    /// What reads the configuration again, as SIGHUP does. Reading thousands of files takes a while: call it where that blocks
+    /// nobody. The error says what is wrong; the last good configuration stays in force.
+    pub fn reload(&self) -> impl FnOnce() -> Result<(), LoadError> + Send + use<> {
+        let (source, context) = (self.source.clone(), self.context.clone());
+        move || reload::reload(&source, &context)
     }
 
     /// What the console was told last about the end.

@@ -19,7 +19,7 @@ pub fn run(source: Source) -> anyhow::Result<()> {
     logging::init(&loaded.config.log)?;
     drop(loaded);
     // The sessions have their own threads: this one accepts, reloads and answers HTTP.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(source))
 }
 
@@ -38,7 +38,7 @@ async fn serve(source: Source) -> anyhow::Result<()> {
         tokio::select! {
             told = signals.next() => match told {
                 // The log has the outcome.
-                Told::Reload => _ = app.reload(),
+                Told::Reload => _ = tokio::task::spawn_blocking(app.reload()).await,
                 Told::End => break Shutdown::Transactions,
             },
             how = told_to_end(&mut shutdowns, |_| true) => break how,

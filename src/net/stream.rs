@@ -15,6 +15,8 @@ use crate::wire::{FrameError, HEADER, Header};
 /// A socket as the kernel gives it.
 #[derive(Debug)]
 pub enum Socket {
+    /// Just accepted. No reactor knows it until something has to be waited for.
+    Fresh(std::net::TcpStream),
     Tcp(TcpStream),
     Unix(UnixStream),
     /// Either, on the thread that it stays on.
@@ -31,9 +33,41 @@ pub enum DetachedSocket {
 }
 
 impl Socket {
+    pub fn is_tcp(&self) -> bool {
+        matches!(self, Socket::Fresh(_) | Socket::Tcp(_))
+    }
+
+    /// The first byte, which stays where it is; None on a connection that was ended without one.
+    ///
+    /// # Errors
+    /// The connection is broken, or it is none over TCP.
+    pub async fn peek(&mut self) -> io::Result<Option<u8>> {
+        let mut first = [0];
+        let count = loop {
+            match self {
+                Socket::Fresh(stream) => match stream.peek(&mut first) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.register()?,
+                    peeked => break peeked?,
+                },
+                Socket::Tcp(stream) => break stream.peek(&mut first).await?,
+                Socket::Unix(_) | Socket::Ring(_) | Socket::Nowhere => return Err(io::ErrorKind::Unsupported.into()),
+            }
+        };
+        Ok((count > 0).then_some(first[0]))
+    }
+
+    /// A fresh socket has to be waited for: from here on the current runtime's reactor knows it.
+    fn register(&mut self) -> io::Result<()> {
+        if let Socket::Fresh(_) = self {
+            *self = std::mem::replace(self, Socket::Nowhere).detach()?.attach()?;
+        }
+        Ok(())
+    }
+
     /// Takes the socket off its runtime's reactor.
     pub fn detach(self) -> io::Result<DetachedSocket> {
         Ok(match self {
+            Socket::Fresh(stream) => DetachedSocket::Tcp(stream),
             Socket::Tcp(stream) => DetachedSocket::Tcp(stream.into_std()?),
             Socket::Unix(stream) => DetachedSocket::Unix(stream.into_std()?),
             Socket::Ring(_) | Socket::Nowhere => return Err(io::ErrorKind::Unsupported.into()),
@@ -73,22 +107,36 @@ impl DetachedSocket {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        let socket = self.get_mut();
+        if let Socket::Fresh(stream) = socket {
+            match io::Read::read(stream, buf.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.register()?,
+                read => return Poll::Ready(read.map(|count| buf.advance(count))),
+            }
+        }
+        match socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Socket::Ring(socket) => Pin::new(socket).poll_read(cx, buf),
-            Socket::Nowhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Socket::Fresh(_) | Socket::Nowhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
+        let socket = self.get_mut();
+        if let Socket::Fresh(stream) = socket {
+            match io::Write::write(stream, buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.register()?,
+                written => return Poll::Ready(written),
+            }
+        }
+        match socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Socket::Ring(socket) => Pin::new(socket).poll_write(cx, buf),
-            Socket::Nowhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Socket::Fresh(_) | Socket::Nowhere => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -98,6 +146,7 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Socket::Fresh(stream) => Poll::Ready(stream.shutdown(std::net::Shutdown::Write)),
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Ring(socket) => Pin::new(socket).poll_shutdown(cx),

@@ -61,13 +61,11 @@ enum Agreed {
 
 async fn negotiate(socket: &mut Socket, context: &Context) -> Result<Option<Agreed>, Rejection> {
     let tls = context.tls.load().is_some();
-    if let Socket::Tcp(tcp) = &*socket {
-        let mut first = [0];
-        if tcp.peek(&mut first).await? == 0 {
-            return Ok(None);
-        }
-        if first[0] == TLS_HANDSHAKE && tls {
-            return Ok(Some(Agreed::Tls { direct: true }));
+    if socket.is_tcp() {
+        match socket.peek().await? {
+            None => return Ok(None),
+            Some(TLS_HANDSHAKE) if tls => return Ok(Some(Agreed::Tls { direct: true })),
+            Some(_) => {}
         }
     }
     let max = context.config.load().limits.max_startup;
@@ -80,7 +78,7 @@ async fn negotiate(socket: &mut Socket, context: &Context) -> Result<Option<Agre
             // Each may be asked for once, in either order (PostgreSQL manual, 55.2.10 and 55.2.12).
             Opening::Ssl if !ssl_asked => {
                 ssl_asked = true;
-                if tls && matches!(socket, Socket::Tcp(_)) {
+                if tls && socket.is_tcp() {
                     socket.write_all(b"S").await?;
                     return Ok(Some(Agreed::Tls { direct: false }));
                 }
@@ -99,7 +97,7 @@ async fn negotiate(socket: &mut Socket, context: &Context) -> Result<Option<Agre
             cancel @ Opening::Cancel { .. } => return Ok(Some(Agreed::Plain(cancel))),
             startup @ Opening::Startup(_) => {
                 let required = context.config.load().tls.mode == TlsMode::Required;
-                if required && matches!(socket, Socket::Tcp(_)) {
+                if required && socket.is_tcp() {
                     return Err(tls_required());
                 }
                 return Ok(Some(Agreed::Plain(startup)));

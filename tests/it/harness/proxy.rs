@@ -146,7 +146,7 @@ impl Proxy {
 
     /// Reads the configuration again at once.
     pub fn reload(&self) -> Result<(), pgtenant::reload::LoadError> {
-        self.app().reload()
+        self.app().reload()()
     }
 
     /// Drains as SIGTERM does; `hurry` stands for the second signal.
