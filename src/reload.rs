@@ -1,6 +1,7 @@
 //! From changed files to changed behaviour: read everything, check everything, then publish, or keep what was there.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::admin::states;
 use crate::config::{self, Config, ConfigError, TlsMode};
+use crate::lifecycle::{Site, smoke};
 use crate::metrics::Outcome;
 use crate::net::{InstanceTlsError, Place, ServerTls, ServerTlsError};
 use crate::session::Context;
@@ -77,6 +79,18 @@ pub fn load(source: &Source) -> Result<Loaded, LoadError> {
         Place::new(instance.clone())?;
     }
     Ok(Loaded { config, tls, https })
+}
+
+/// What acts on tenants work with, as the files are now; `proxy`: where the running one is, else by the configuration.
+///
+/// # Errors
+/// As [`load`].
+pub fn site(source: &Source, proxy: Option<SocketAddr>) -> Result<Site, LoadError> {
+    let config = Arc::new(load(source)?.config);
+    let proxy = smoke::proxy_of(&config, proxy);
+    let source = source.clone();
+    let load = move || load(&source).map(|loaded| loaded.config).map_err(|error| error.to_string());
+    Ok(Site::new(config, proxy).with_load(load))
 }
 
 /// Takes over a new configuration. Sessions of tenants that stay where they are notice nothing.

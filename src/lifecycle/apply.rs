@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::create;
 use super::edit::{self, Edit};
+use super::migrate::folder::Folder;
 use super::order::{Order, TEMPLATE};
 use super::placement::Wish;
 use super::{Failure, Site, provisioner};
@@ -53,6 +55,40 @@ pub enum Plan {
     Provision(String, String),
     Change(Vec<Edit>),
     Same,
+}
+
+/// What a create would come to.
+#[derive(Debug)]
+pub enum Foreseen {
+    Order(Box<Order>),
+    /// No instance has room, and why: this provisioner would make one.
+    Provision {
+        provisioner: String,
+        why: String,
+    },
+}
+
+impl Foreseen {
+    /// What it would begin with.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or is not right.
+    pub fn migrations(&self) -> Result<Option<Folder>, Failure> {
+        match self {
+            Foreseen::Order(order) => order.migrations.as_deref().map(Folder::read).transpose(),
+            Foreseen::Provision { .. } => Ok(None),
+        }
+    }
+
+    /// For those who ask in JSON.
+    pub fn told(&self, tenant: &str) -> Value {
+        match self {
+            Foreseen::Order(order) => json!({ "dry_run": true, "order": order }),
+            Foreseen::Provision { provisioner, why } => {
+                json!({ "dry_run": true, "tenant": tenant, "provisioner": provisioner, "no_place": why })
+            }
+        }
+    }
 }
 
 /// Reads the folder, or one file.
@@ -109,6 +145,25 @@ pub fn order(
     };
     order.check()?;
     Ok(order)
+}
+
+/// What making the tenant would come to; nothing is done.
+///
+/// # Errors
+/// It cannot be made as ordered.
+pub fn foreseen(
+    site: &Site,
+    tenant: &str,
+    wanted: &Wanted,
+    credentials: Option<&Path>,
+    taken: &mut BTreeMap<String, u32>,
+) -> Result<Foreseen, Failure> {
+    match (order(site, tenant, wanted, credentials, taken), wanted.provisioner()) {
+        (Err(Failure::NoPlace { why, .. }), Some(name)) => {
+            provisioner::named(site, name).map(|_| Foreseen::Provision { provisioner: name.to_owned(), why })
+        }
+        (order, _) => order.map(|order| Foreseen::Order(order.into())),
+    }
 }
 
 /// The tenant's order, on an instance that is made now where none has room; with the site that has it, and the lock on the
@@ -193,12 +248,11 @@ pub fn plan(
             Some(record) if create::unfinished(site, tenant).is_none() => changes(site, record, wanted),
             _ => {
                 let credentials = file_of(credentials_dir, tenant);
-                match (order(site, tenant, wanted, credentials.as_deref(), &mut taken), wanted.provisioner()) {
-                    (Err(Failure::NoPlace { why, .. }), Some(name)) => {
-                        provisioner::named(site, name).map(|_| Plan::Provision(name.to_owned(), why))
-                    }
-                    (order, _) => order.map(|order| Plan::Create(order.into())),
-                }
+                let foreseen = foreseen(site, tenant, wanted, credentials.as_deref(), &mut taken);
+                foreseen.map(|foreseen| match foreseen {
+                    Foreseen::Order(order) => Plan::Create(order),
+                    Foreseen::Provision { provisioner, why } => Plan::Provision(provisioner, why),
+                })
             }
         };
         plans.insert(tenant.clone(), plan);

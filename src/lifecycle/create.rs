@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use serde_json::{Value, json};
 use tokio::sync::SemaphorePermit;
 
 use super::credentials::{self, Credentials};
@@ -91,6 +92,16 @@ impl Created {
             old_valid_until: None,
         };
         hook::give(site, whose, order.credentials.as_deref(), &self.credentials).await
+    }
+
+    /// What is said of it, without the passwords; `given`: the hook has them.
+    pub fn told(&self, given: bool) -> Value {
+        let order = &self.order;
+        json!({
+            "tenant": order.tenant, "instance": order.instance, "database": order.database, "roles": order.roles,
+            "region": order.region, "tier": order.tier, "smoke": self.smoke.to_string(), "resumed": self.resumed,
+            "credentials": order.credentials, "given_to_hook": given,
+        })
     }
 
     /// The passwords are where they belong: the run has ended. Until then another run makes new ones.
@@ -231,6 +242,7 @@ impl Run<'_> {
             if let Err(cause) = done.and_then(|()| self.journal.done(step.text())) {
                 return Err(self.back(step, cause).await);
             }
+            self.site.passed(step.text());
         }
         Ok((self.order, self.credentials, self.smoke, self.journal))
     }

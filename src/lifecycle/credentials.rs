@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use super::{Failure, files};
 use crate::auth::ScramVerifier;
 use crate::config::Secret;
@@ -48,6 +50,11 @@ pub fn text(tenant: &str, database: &str, credentials: &Credentials) -> zeroize:
         text.push_str(&format!("\n[roles.{role:?}]\npassword = {:?}\n", credential.password.expose()));
     }
     text
+}
+
+/// Passwords by role, for an answer in JSON.
+pub fn shown(credentials: &Credentials) -> Value {
+    credentials.iter().map(|(role, of)| (role.clone(), json!(of.password.expose()))).collect()
 }
 
 /// Writes them with mode 0600, over what an earlier attempt has written.

@@ -176,21 +176,26 @@ async fn steps(site: &Site, estate: &Estate, journal: &mut Journal, path: &Path)
     };
     // First the route: nobody gets in, and the proxy ends the sessions.
     close(site, estate, journal).map_err(stopped("route"))?;
+    site.passed("route");
     let instance = site.instance(&estate.instance).map_err(stopped("instance"))?;
     let session = instance.session().await.map_err(stopped("instance"))?;
     for database in &estate.databases {
         drop_database(&instance, &session, database).await.map_err(stopped("database"))?;
     }
     journal.done("database").and_then(|()| faults::point(ACT, "database")).map_err(stopped("database"))?;
+    site.passed("database");
     let roles: Vec<&str> = estate.roles.iter().map(String::as_str).collect();
     provision::drop_roles(&instance, &session, &roles).await.map_err(stopped("roles"))?;
     journal.done("roles").and_then(|()| faults::point(ACT, "roles")).map_err(stopped("roles"))?;
+    site.passed("roles");
     if let Some(path) = &estate.credentials {
         files::remove(path).map_err(Failure::file("remove", path)).map_err(stopped("credentials"))?;
     }
     journal.done("credentials").and_then(|()| faults::point(ACT, "credentials")).map_err(stopped("credentials"))?;
+    site.passed("credentials");
     estate.copies.destroy(site, estate, journal).await.map_err(stopped("copies"))?;
     faults::point(ACT, "copies").map_err(stopped("copies"))?;
+    site.passed("copies");
     let identity =
         instance.value(&session, "ask for its identity", "SELECT system_identifier FROM pg_control_system()");
     let identity = identity.await.map_err(stopped("receipt"))?;
@@ -200,6 +205,7 @@ async fn steps(site: &Site, estate: &Estate, journal: &mut Journal, path: &Path)
         .map_err(Failure::file("write", path))
         .map_err(stopped("receipt"))?;
     faults::point(ACT, "receipt").map_err(stopped("receipt"))?;
+    site.passed("receipt");
     Ok(receipt)
 }
 

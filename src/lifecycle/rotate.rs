@@ -52,6 +52,12 @@ impl Rotated {
         hook::give(site, whose, file, &self.credentials).await
     }
 
+    /// What is said of it, without the passwords; `given`: the hook has them.
+    pub fn told(&self, tenant: &Tenant, file: Option<&Path>, given: bool) -> serde_json::Value {
+        let until = &self.valid_until;
+        serde_json::json!({ "tenant": tenant.id, "old_valid_until": until, "credentials": file, "given_to_hook": given })
+    }
+
     /// The passwords are where they belong. Until then another run makes new ones.
     pub fn handed_over(self) -> Result<(), Failure> {
         faults::point(ACT, "handed-over")?;

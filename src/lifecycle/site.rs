@@ -14,6 +14,9 @@ use crate::config::{Config, InstanceAddress};
 /// Reads the configuration again.
 pub type Load = dyn Fn() -> Result<Config, String> + Send + Sync;
 
+/// Told of every step that is done.
+pub type Progress = dyn Fn(&'static str) + Send + Sync;
+
 /// See the module.
 pub struct Site {
     pub config: Arc<Config>,
@@ -23,6 +26,7 @@ pub struct Site {
     /// What programs that we call say meanwhile; default: the log.
     pub remark: fn(&str),
     load: Option<Arc<Load>>,
+    progress: Option<Arc<Progress>>,
     audit: Audit,
     instances: Mutex<BTreeMap<String, Arc<Instance>>>,
 }
@@ -31,12 +35,22 @@ impl Site {
     pub fn new(config: Arc<Config>, proxy: Option<InstanceAddress>) -> Site {
         let audit = Audit::new(&config.lifecycle.audit_log);
         let remark = |line: &str| tracing::info!("{line}");
-        Site { who: operator(), proxy, remark, load: None, audit, instances: Mutex::default(), config }
+        Site { who: operator(), proxy, remark, load: None, progress: None, audit, instances: Mutex::default(), config }
     }
 
     /// With what reads the configuration again, for acts that change it on their way.
     pub fn with_load(self, load: impl Fn() -> Result<Config, String> + Send + Sync + 'static) -> Site {
         Site { load: Some(Arc::new(load)), ..self }
+    }
+
+    /// With somebody who looks on.
+    pub fn with_progress(self, progress: impl Fn(&'static str) + Send + Sync + 'static) -> Site {
+        Site { progress: Some(Arc::new(progress)), ..self }
+    }
+
+    /// A step is done, and the journal says so.
+    pub(super) fn passed(&self, step: &'static str) {
+        self.progress.iter().for_each(|progress| progress(step));
     }
 
     /// The same with the configuration as it is now.
@@ -49,6 +63,7 @@ impl Site {
             proxy: self.proxy.clone(),
             remark: self.remark,
             load: self.load.clone(),
+            progress: self.progress.clone(),
             audit: self.audit.clone(),
             instances: Mutex::default(),
         })

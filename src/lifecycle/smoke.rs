@@ -1,5 +1,6 @@
 //! A new tenant's first login, through the proxy where one runs here.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,15 @@ pub enum Smoke {
     },
     /// And why.
     NotTested(String),
+}
+
+impl fmt::Display for Smoke {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Smoke::Passed { proxy } => write!(f, "logged in through the proxy at {proxy}"),
+            Smoke::NotTested(why) => write!(f, "not tested: {why}"),
+        }
+    }
 }
 
 /// Where to try: the given address, else the proxy's own Unix socket or first address.

@@ -5,14 +5,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use serde_json::json;
 
 use super::SiteArgs;
-use crate::lifecycle::apply::{self, Wanted};
+use crate::lifecycle::apply::{self, Foreseen, Wanted};
 use crate::lifecycle::create::{Created, Step, create};
 use crate::lifecycle::edit::Edit;
 use crate::lifecycle::migrate::folder::Folder;
-use crate::lifecycle::smoke::Smoke;
 use crate::lifecycle::{Failure, Order, Site, credentials, provisioner};
 
 #[derive(Debug, Args)]
@@ -93,17 +91,22 @@ pub(super) async fn run(args: CreateArgs) -> anyhow::Result<ExitCode> {
         provisioner::named(&site, name)?;
     }
     if args.dry_run {
-        return match (
-            apply::order(&site, &args.tenant, &wanted, credentials.as_deref(), &mut site.taken()),
-            wanted.provisioner(),
-        ) {
-            (Err(Failure::NoPlace { why, .. }), Some(name)) => Ok(no_room(&args.tenant, name, &why, args.json)),
-            (order, _) => {
-                let order = order?;
-                let migrations = order.migrations.as_deref().map(Folder::read).transpose()?;
-                dry_run(&order, migrations.as_ref(), args.json)
+        let foreseen = apply::foreseen(&site, &args.tenant, &wanted, credentials.as_deref(), &mut site.taken())?;
+        let migrations = foreseen.migrations()?;
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&foreseen.told(&args.tenant))?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        match foreseen {
+            Foreseen::Order(order) => dry_run(&order, migrations.as_ref()),
+            Foreseen::Provision { provisioner, why } => {
+                println!(
+                    "would make tenant {} on an instance that provisioner {provisioner} makes ({why})",
+                    args.tenant
+                );
             }
-        };
+        }
+        return Ok(ExitCode::SUCCESS);
     }
     let (site, order, placing) = apply::placed(site, &args.tenant, &wanted, credentials.as_deref()).await?;
     let created = create(&site, &order, Some(placing)).await?;
@@ -111,26 +114,11 @@ pub(super) async fn run(args: CreateArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn no_room(tenant: &str, provisioner: &str, why: &str, json: bool) -> ExitCode {
-    match json {
-        true => {
-            println!("{}", json!({ "dry_run": true, "tenant": tenant, "provisioner": provisioner, "no_place": why }))
-        }
-        false => println!("would make tenant {tenant} on an instance that provisioner {provisioner} makes ({why})"),
-    }
-    ExitCode::SUCCESS
-}
-
-fn dry_run(order: &Order, migrations: Option<&Folder>, json: bool) -> anyhow::Result<ExitCode> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(&json!({ "dry_run": true, "order": order }))?);
-        return Ok(ExitCode::SUCCESS);
-    }
+fn dry_run(order: &Order, migrations: Option<&Folder>) {
     println!("would make tenant {} on instance {}:", order.tenant, order.instance);
     for step in Step::ALL {
         println!("  {:10} {}", step.text(), what(step, order, migrations));
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn what(step: Step, order: &Order, migrations: Option<&Folder>) -> String {
@@ -163,25 +151,16 @@ fn what(step: Step, order: &Order, migrations: Option<&Folder>) -> String {
 pub(super) async fn hand_over(site: &Site, created: Created, as_json: bool) -> Result<(), Failure> {
     let given = created.give(site).await?;
     let order = &created.order;
-    let smoke = match &created.smoke {
-        Smoke::Passed { proxy } => format!("logged in through the proxy at {proxy}"),
-        Smoke::NotTested(why) => format!("not tested: {why}"),
-    };
     if as_json {
-        let mut told = json!({
-            "tenant": order.tenant, "instance": order.instance, "database": order.database, "roles": order.roles,
-            "region": order.region, "tier": order.tier, "smoke": smoke, "resumed": created.resumed,
-            "credentials": order.credentials, "given_to_hook": given,
-        });
+        let mut told = created.told(given);
         if order.credentials.is_none() && !given {
-            let passwords = created.credentials.iter();
-            told["passwords"] = passwords.map(|(role, of)| (role.clone(), json!(of.password.expose()))).collect();
+            told["passwords"] = credentials::shown(&created.credentials);
         }
         println!("{told}");
     } else {
         println!(
-            "tenant {} is made: database {} on instance {}; {smoke}",
-            order.tenant, order.database, order.instance
+            "tenant {} is made: database {} on instance {}; {}",
+            order.tenant, order.database, order.instance, created.smoke
         );
         match &order.credentials {
             Some(path) => println!("its passwords are in {}", path.display()),

@@ -10,13 +10,12 @@ mod state;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 
 use super::ConfigArgs;
 use crate::config::TenantState;
-use crate::lifecycle::{Failure, Site, smoke};
+use crate::lifecycle::{Failure, Site};
 use crate::reload;
 
 #[derive(Debug, Args)]
@@ -67,11 +66,7 @@ pub(super) struct SiteArgs {
 
 impl SiteArgs {
     pub(super) fn site(self) -> anyhow::Result<Site> {
-        let source = self.config.source();
-        let config = Arc::new(reload::load(&source)?.config);
-        let proxy = smoke::proxy_of(&config, self.proxy);
-        let load = move || reload::load(&source).map(|loaded| loaded.config).map_err(|error| error.to_string());
-        let mut site = Site::new(config, proxy).with_load(load);
+        let mut site = reload::site(&self.config.source(), self.proxy)?;
         site.remark = |line| eprintln!("{line}");
         Ok(site)
     }

@@ -62,11 +62,9 @@ pub(super) async fn run(args: RotateArgs) -> anyhow::Result<ExitCode> {
     let until = &rotated.valid_until;
     match (args.json, &file) {
         (true, file) => {
-            let mut told =
-                json!({ "tenant": tenant.id, "old_valid_until": until, "credentials": file, "given_to_hook": given });
+            let mut told = rotated.told(&tenant, file.as_deref(), given);
             if file.is_none() && !given {
-                let passwords = rotated.credentials.iter();
-                told["passwords"] = passwords.map(|(role, of)| (role.clone(), json!(of.password.expose()))).collect();
+                told["passwords"] = credentials::shown(&rotated.credentials);
             }
             println!("{told}");
         }
