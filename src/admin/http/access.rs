@@ -30,10 +30,22 @@ pub(super) enum Refused {
     NoToken,
     WrongToken,
     NoCertificate,
+    /// What everybody on this machine could do.
+    NoCredential,
     /// Asked for by a name that is not this machine's.
     Host,
     /// Sent by a page of another site.
     CrossSite,
+}
+
+/// What a request is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// Looking, and changes that are undone as easily.
+    Operate,
+    /// Making and erasing tenants, and reading their passwords. Nobody may without a credential, and a GET counts as a
+    /// change as well: the first look at a password is the last.
+    Lifecycle,
 }
 
 /// Why nobody may use the API; none where somebody may.
@@ -43,11 +55,14 @@ pub fn closed(http: &Http) -> Option<&'static str> {
 }
 
 /// Whether this request may be answered.
-pub(super) fn check(http: &Http, peer: Peer, head: &Parts) -> Result<(), Refused> {
+pub(super) fn check(http: &Http, peer: &Peer, right: Right, head: &Parts) -> Result<(), Refused> {
     if closed(http).is_some() {
         return Err(Refused::Closed);
     }
-    let changes = !matches!(head.method, Method::GET | Method::HEAD);
+    if right == Right::Lifecycle && http.token.is_none() && http.client_ca.is_none() {
+        return Err(Refused::NoCredential);
+    }
+    let changes = right == Right::Lifecycle || !matches!(head.method, Method::GET | Method::HEAD);
     if changes && is_cross_site(&head.headers) {
         return Err(Refused::CrossSite);
     }
@@ -105,6 +120,9 @@ impl Refused {
                 (StatusCode::UNAUTHORIZED, "the token is wrong (http.token)")
             }
             Refused::NoCertificate => (StatusCode::FORBIDDEN, "needs a client certificate (http.client_ca)"),
+            Refused::NoCredential => {
+                (StatusCode::FORBIDDEN, "acts on tenants need http.token, or http.tls with http.client_ca, to be set")
+            }
             Refused::Host => (StatusCode::FORBIDDEN, "ask by a loopback address or localhost, or set http.token"),
             Refused::CrossSite => (StatusCode::FORBIDDEN, "refused: the request was made by another site's page"),
         };
@@ -140,7 +158,11 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        check(http, Peer { has_certificate }, &request.body(()).unwrap().into_parts().0)
+        check(http, &peer(has_certificate), Right::Operate, &request.body(()).unwrap().into_parts().0)
+    }
+
+    fn peer(has_certificate: bool) -> Peer {
+        Peer { has_certificate, ..Peer::default() }
     }
 
     #[test]
@@ -178,6 +200,29 @@ mod tests {
         assert_eq!(ask(&both, false, "GET", &[]), Err(Refused::NoToken));
         let local = http("127.0.0.1:9930", Some(TOKEN), false);
         assert_eq!(ask(&local, false, "GET", &[("host", "localhost")]), Err(Refused::NoToken));
+    }
+
+    #[test]
+    fn acts_on_tenants_take_a_credential_everywhere() {
+        let ask = |http: &Http, has_certificate, headers: &[(&str, &str)]| {
+            let mut request = Request::builder().uri("/").header("host", "localhost");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let head = request.body(()).unwrap().into_parts().0;
+            check(http, &peer(has_certificate), Right::Lifecycle, &head)
+        };
+        let token = format!("Bearer {TOKEN}");
+        let token = ("authorization", token.as_str());
+        assert_eq!(ask(&http("127.0.0.1:9930", None, false), false, &[]), Err(Refused::NoCredential));
+        let with_token = http("127.0.0.1:9930", Some(TOKEN), false);
+        assert_eq!(ask(&with_token, false, &[]), Err(Refused::NoToken));
+        assert_eq!(ask(&with_token, false, &[token]), Ok(()));
+        let mutual = http("127.0.0.1:9930", None, true);
+        assert_eq!(ask(&mutual, true, &[]), Ok(()));
+        let elsewhere = ("sec-fetch-site", "cross-site");
+        assert_eq!(ask(&mutual, true, &[elsewhere]), Err(Refused::CrossSite), "a look takes the passwords away");
+        assert_eq!(ask(&http("127.0.0.1:9930", Some(TOKEN), true), true, &[]), Err(Refused::NoToken));
     }
 
     #[test]

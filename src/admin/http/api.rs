@@ -12,7 +12,7 @@ use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
-use super::{Peer, access};
+use super::{Caller, Peer, Right, access};
 use crate::admin::console::{Proxy, View};
 use crate::admin::states;
 use crate::admin::survey::{Look, Selection, State as Shown};
@@ -30,7 +30,7 @@ type Shared = Arc<dyn Proxy>;
 type Routes = [(&'static str, MethodRouter<Shared>); 5];
 
 /// What needs a right, by path.
-fn guarded() -> Routes {
+fn needing_a_right() -> Routes {
     [
         ("/api/v1/tenants", get(tenants)),
         ("/api/v1/tenants/{id}", get(tenant)),
@@ -42,23 +42,25 @@ fn guarded() -> Routes {
 
 /// The routes of the API, to be merged with the others.
 pub fn routes(proxy: Shared) -> Router {
-    let guarded = guarded().into_iter().fold(Router::new(), |router, (path, route)| router.route(path, route));
-    guarded
-        .layer(middleware::from_fn_with_state(proxy.clone(), guard))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .route("/api/v1/openapi.json", get(openapi))
-        .with_state(proxy)
+    let routes = needing_a_right().into_iter().fold(Router::new(), |router, (path, route)| router.route(path, route));
+    guarded(routes.with_state(proxy.clone()), proxy, Right::Operate).route("/api/v1/openapi.json", get(openapi))
+}
+
+/// These routes for those who have the right; what they do is over within seconds.
+pub fn guarded(routes: Router, proxy: Arc<dyn Proxy>, right: Right) -> Router {
+    routes.layer(middleware::from_fn_with_state((proxy, right), guard)).layer(DefaultBodyLimit::max(MAX_BODY))
 }
 
 /// Lets in who may, and nobody for longer than the deadline.
 async fn guard(
-    State(proxy): State<Shared>,
+    State((proxy, right)): State<(Shared, Right)>,
     Extension(peer): Extension<Peer>,
     request: Request,
     next: Next,
 ) -> Response {
-    let (head, body) = request.into_parts();
-    let allowed = access::check(&proxy.view().config.load().http, peer, &head);
+    let (mut head, body) = request.into_parts();
+    let allowed = access::check(&proxy.view().config.load().http, &peer, right, &head);
+    head.extensions.insert(Caller::of(&peer));
     let answer = match allowed {
         Err(refused) => refused.answer().await,
         Ok(()) => match tokio::time::timeout(DEADLINE, next.run(Request::from_parts(head, body))).await {
@@ -69,7 +71,8 @@ async fn guard(
     ([(header::CACHE_CONTROL, "no-store"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], answer).into_response()
 }
 
-fn error(status: StatusCode, text: &str) -> Response {
+/// The answer to what cannot be done.
+pub fn error(status: StatusCode, text: &str) -> Response {
     (status, Json(serde_json::json!({ "error": text }))).into_response()
 }
 
@@ -162,7 +165,7 @@ mod tests {
         assert_eq!(document["openapi"], "3.1.0");
         let documented: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
         let plain = ["/metrics", "/metrics/tenant/{id}", "/healthz", "/readyz", "/api/v1/openapi.json"];
-        let routes: BTreeSet<&str> = guarded().iter().map(|(path, _)| *path).chain(plain).collect();
+        let routes: BTreeSet<&str> = needing_a_right().iter().map(|(path, _)| *path).chain(plain).collect();
         assert_eq!(documented, routes);
     }
 }

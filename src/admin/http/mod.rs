@@ -9,6 +9,7 @@ mod page;
 mod plain;
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -25,18 +27,44 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-pub use access::closed;
-pub use api::routes as api;
+pub use access::{Right, closed};
+pub use api::{error, guarded, routes as api};
 pub use plain::{Probe, routes as plain};
+
+use crate::net::CertificateFacts;
 
 /// TLS for the next connection; none for plain HTTP. Asked each time, so that a reload's certificates are shown.
 pub type Tls = dyn Fn() -> Option<Arc<ServerConfig>> + Send + Sync;
 
 /// What is known of whoever asks, beside the request.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Peer {
     /// It has shown a certificate that `http.client_ca` vouches for.
     has_certificate: bool,
+    /// The certificate's common name.
+    name: Option<Arc<str>>,
+    address: Option<IpAddr>,
+}
+
+impl Peer {
+    fn of(address: Option<IpAddr>, certificate: Option<&CertificateDer<'_>>) -> Peer {
+        let name = certificate.and_then(|certificate| CertificateFacts::read(certificate).ok()?.common_name);
+        Peer { has_certificate: certificate.is_some(), name: name.map(Into::into), address }
+    }
+}
+
+/// Who asks, as the audit log names it: `api (alice)` by the certificate, `api (10.0.0.7)` by the address.
+#[derive(Debug, Clone)]
+pub struct Caller(pub String);
+
+impl Caller {
+    fn of(peer: &Peer) -> Caller {
+        Caller(match (&peer.name, peer.address) {
+            (Some(name), _) => format!("api ({name})"),
+            (None, Some(address)) => format!("api ({address})"),
+            (None, None) => "api".to_owned(),
+        })
+    }
 }
 
 /// Bounds of the endpoint.
@@ -123,14 +151,16 @@ async fn enter(
     bounds: Bounds,
     ending: watch::Receiver<bool>,
 ) {
+    let address = stream.peer_addr().ok().map(|address| address.ip().to_canonical());
     let Some(tls) = tls else {
-        return connection(stream, routes.layer(Extension(Peer::default())), bounds, ending).await;
+        return connection(stream, routes.layer(Extension(Peer::of(address, None))), bounds, ending).await;
     };
     match tokio::time::timeout(bounds.head_timeout, TlsAcceptor::from(tls).accept(stream)).await {
         Ok(Ok(stream)) => {
             // What was not verified failed the handshake.
-            let has_certificate = stream.get_ref().1.peer_certificates().is_some();
-            connection(stream, routes.layer(Extension(Peer { has_certificate })), bounds, ending).await;
+            let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let peer = Peer::of(address, certificate);
+            connection(stream, routes.layer(Extension(peer)), bounds, ending).await;
         }
         Ok(Err(error)) => debug!(%error, "HTTPS handshake failed"),
         Err(_) => debug!("HTTPS peer was too slow with its handshake"),
