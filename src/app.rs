@@ -21,6 +21,7 @@ use crate::lifecycle::shelf;
 use crate::listener::Listeners;
 use crate::metrics::{Metrics, QuotaSample, TenantSample};
 use crate::net;
+use crate::operations::{self, Operations};
 use crate::pool::{Counts, Pools};
 use crate::reload::{self, LoadError, Source};
 use crate::session::Context;
@@ -73,7 +74,13 @@ impl App {
                     .await
                     .with_context(|| format!("cannot listen on {address} (http.address)"))?;
                 let bound = listener.local_addr()?;
-                let routes = http::plain(Arc::new(State(context.clone()))).merge(http::api(context.clone()));
+                // A free port that was asked for is known to nobody else.
+                let own = config.listen.addresses.first().filter(|address| address.port() == 0).and(addresses.first());
+                let operations = Operations::new(source.clone(), own.copied());
+                tasks.push(tokio::spawn(operations.clone().keep_short()));
+                let routes = http::plain(Arc::new(State(context.clone())))
+                    .merge(http::api(context.clone()))
+                    .merge(operations::routes(operations, context.clone()));
                 let of_context = context.clone();
                 let tls: Arc<http::Tls> = Arc::new(move || of_context.https.load_full());
                 if let Some(why) = http::closed(&config.http) {

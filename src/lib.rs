@@ -50,5 +50,6 @@ pub mod backup;
 
 // The process.
 pub mod reload;
+pub mod operations;
 pub mod app;
 pub mod cli;

@@ -180,6 +180,14 @@ async fn a_client_certificate_opens_the_api_over_tls() {
     let certificate = operators.client("alice").unwrap();
     assert_eq!(ask(certs::client_with(&server, &certificate)).await.unwrap(), 200);
     assert_eq!(ask(certs::client(&server)).await.unwrap(), 403);
+    // Whose it is stands behind what is ordered with it.
+    let stream = TcpStream::connect(proxy.http_address()).await.unwrap();
+    let config = certs::client_with(&server, &certificate);
+    let stream = TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    let headers = [("Content-Type", "application/json")];
+    let order = r#"{"id": "globex"}"#;
+    let (status, told) = http_ask(stream, "POST", "/api/v1/tenants?dry_run=true", &headers, order).await;
+    assert!(status == 202 && told.contains(r#""by":"api (alice)""#), "{told}");
     let stranger = others.client("mallory").unwrap();
     let config = certs::client_with(&server, &stranger);
     let stream = TcpStream::connect(proxy.http_address()).await.unwrap();

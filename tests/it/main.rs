@@ -43,6 +43,7 @@ mod migrate_locks;
 mod migrate_rights;
 mod migrate_up;
 mod migrate_verify;
+mod operations;
 mod page;
 mod pgbench;
 mod pooling;

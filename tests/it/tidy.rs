@@ -31,6 +31,7 @@ const ORDER: &[&str] = &[
     "bundle",
     "backup",
     "reload",
+    "operations",
     "app",
     "cli",
 ];

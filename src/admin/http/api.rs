@@ -51,6 +51,17 @@ pub fn guarded(routes: Router, proxy: Arc<dyn Proxy>, right: Right) -> Router {
     routes.layer(middleware::from_fn_with_state((proxy, right), guard)).layer(DefaultBodyLimit::max(MAX_BODY))
 }
 
+/// The paths of [`routes`], for the test that holds all of them against the document.
+#[cfg(test)]
+pub(crate) fn paths() -> Vec<&'static str> {
+    let plain = ["/metrics", "/metrics/tenant/{id}", "/healthz", "/readyz", "/api/v1/openapi.json"];
+    needing_a_right().iter().map(|(path, _)| *path).chain(plain).collect()
+}
+
+/// The document of all routes.
+#[cfg(test)]
+pub(crate) const DOCUMENT: &str = include_str!("openapi.json");
+
 /// Lets in who may, and nobody for longer than the deadline.
 async fn guard(
     State((proxy, right)): State<(Shared, Right)>,
@@ -151,21 +162,4 @@ async fn schema_changed(State(proxy): State<Shared>, Path(id): Path<String>) -> 
 
 async fn instances(State(proxy): State<Shared>) -> Response {
     answer(proxy, |look, view| Some(look.instances(view))).await
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn every_route_is_documented_and_no_other() {
-        let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
-        assert_eq!(document["openapi"], "3.1.0");
-        let documented: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-        let plain = ["/metrics", "/metrics/tenant/{id}", "/healthz", "/readyz", "/api/v1/openapi.json"];
-        let routes: BTreeSet<&str> = needing_a_right().iter().map(|(path, _)| *path).chain(plain).collect();
-        assert_eq!(documented, routes);
-    }
 }

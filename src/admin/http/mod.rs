@@ -28,6 +28,8 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 pub use access::{Right, closed};
+#[cfg(test)]
+pub(crate) use api::{DOCUMENT, paths};
 pub use api::{error, guarded, routes as api};
 pub use plain::{Probe, routes as plain};
 

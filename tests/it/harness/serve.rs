@@ -20,9 +20,14 @@ pub struct Served {
 
 impl Served {
     pub async fn start(files: ProxyFiles) -> Served {
+        Served::struck(files, "").await
+    }
+
+    /// The same, to be struck by a fault at this point.
+    pub async fn struck(files: ProxyFiles, fault: &str) -> Served {
         let log = File::create(files.dir().join("log")).expect("a file in the proxy's folder");
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgtenant"));
-        command.args(["serve", "--config"]).arg(files.write());
+        command.args(["serve", "--config"]).arg(files.write()).env("PGTENANT_FAULT", fault);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
         let mut child = command.spawn().expect("the program was built with the tests");
         let path = files.dir().join("log");
