@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::ConfigArgs;
 use crate::lifecycle::audit::Audit;
+use crate::lifecycle::several;
 use crate::reload;
 
 #[derive(Debug, Args)]
@@ -35,6 +36,6 @@ pub(super) fn run(args: AuditArgs) -> anyhow::Result<()> {
         None => reload::load(&config.source())?.config.lifecycle.audit_log.clone(),
     };
     let (lines, hash) = Audit::new(&path).verify()?;
-    println!("ok    {}: {lines} lines, the last with hash {hash}", path.display());
+    println!("ok    {}: {}, the last with hash {hash}", path.display(), several(lines, "line"));
     Ok(())
 }

@@ -13,6 +13,7 @@ use crate::bundle::export::{Exported, Order, export, may_leave};
 use crate::bundle::progress::Progress;
 use crate::bundle::sealing::Recipients;
 use crate::config::Config;
+use crate::lifecycle::several;
 use crate::lifecycle::{Failure, Site};
 use crate::reload;
 
@@ -119,7 +120,9 @@ pub(super) fn told(exported: &Exported, as_json: bool) -> String {
         .to_string();
     }
     let mut text = format!(
-        "tenant {id} is in {path}: {tables} tables, {rows} rows, {bytes} bytes{}, in {seconds:.1} s",
+        "tenant {id} is in {path}: {}, {}, {bytes} bytes{}, in {seconds:.1} s",
+        several(tables, "table"),
+        several(rows, "row"),
         if *encrypted { ", encrypted" } else { "" }
     );
     for note in notes {

@@ -17,6 +17,7 @@ use crate::bundle::progress::Progress;
 use crate::bundle::restore;
 use crate::bundle::sealing::Identities;
 use crate::lifecycle::copies::SUMS;
+use crate::lifecycle::several;
 use crate::lifecycle::smoke::Smoke;
 use crate::lifecycle::{Failure, Site, credentials, hook, shelf};
 use crate::reload;
@@ -175,7 +176,8 @@ fn explained(step: Step, import: &Import, manifest: &Manifest) -> String {
         Step::Restore => {
             let of = |(old, new): (&String, &String)| format!("{old} becomes {new}");
             let successors: Vec<String> = import.successors.iter().map(of).collect();
-            format!("{} tables, {} rows; {}", manifest.contents.tables.len(), manifest.rows(), successors.join(", "))
+            let tables = several(manifest.contents.tables.len(), "table");
+            format!("{tables}, {}; {}", several(manifest.rows(), "row"), successors.join(", "))
         }
         Step::Verify => match import.verify {
             Verify::Full => "checksums of all rows, sequences, large objects, objects by kind".to_owned(),
@@ -228,13 +230,14 @@ fn hand_over(
         (Verify::None, _) => "not verified".to_owned(),
         (_, None) => "verified by the run before".to_owned(),
         (verify, Some(_)) => format!(
-            "verified: {} tables, {rows} rows{}; {} sequences, {} large objects, {} extensions, {} kinds of objects",
-            contents.tables.len(),
+            "verified: {}, {}{}; {}, {}, {}, objects of {}",
+            several(contents.tables.len(), "table"),
+            several(rows, "row"),
             if verify == Verify::Full { " by their checksums" } else { "" },
-            contents.sequences.len(),
-            contents.large_objects.count,
-            contents.extensions.len(),
-            contents.objects.len(),
+            several(contents.sequences.len(), "sequence"),
+            several(contents.large_objects.count, "large object"),
+            several(contents.extensions.len(), "extension"),
+            several(contents.objects.len(), "kind"),
         ),
     };
     if as_json {

@@ -31,6 +31,11 @@ pub mod shelf;
 pub mod site;
 pub mod smoke;
 
+/// `1 table`, `2 tables`.
+pub fn several<N: std::fmt::Display + PartialEq + From<u8>>(count: N, one: &str) -> String {
+    format!("{count} {one}{}", if count == N::from(1) { "" } else { "s" })
+}
+
 pub use failure::Failure;
 pub use order::{Order, Roles};
 pub use site::Site;

@@ -286,7 +286,7 @@ async fn nothing_that_a_tenant_has_written_runs_with_the_admins_rights() {
     ground.done(&["backup", "run", "acme"]).await;
     ground.done(&["backup", "verify", "acme"]).await;
     let printed = ground.done(&["import", &bundle, "--as", "acme2", "--instance", "two"]).await;
-    assert!(printed.contains("verified: 1 tables, 2 rows by their checksums"), "{printed}");
+    assert!(printed.contains("verified: 1 table, 2 rows by their checksums"), "{printed}");
     for postgres in [&ground.postgres, &site.two] {
         let found = postgres.sql("postgres", intruders).await.unwrap();
         assert!(found.is_empty(), "{found:?}");

@@ -109,7 +109,7 @@ async fn a_wave_that_does_badly_is_the_last_one() {
     assert!(told.contains("2 migrated, 1 up to date"), "{told}");
     fleet.file("2_a.sql", "ALTER TABLE a ADD y int;");
     let told = fleet.done(&["migrate", "up", "--waves", "1,rest", "--bake", "1s", "--proxy-url", &url]).await;
-    assert!(told.contains("well: 1 tenants watched, nobody has asked them anything"), "{told}");
+    assert!(told.contains("well: 1 tenant watched, nobody has asked them anything"), "{told}");
     fleet.file("3_a.sql", "ALTER TABLE a ADD z int;");
     let told =
         fleet.done(&["migrate", "up", "--waves", "1,rest", "--bake", "1s", "--proxy-url", "http://127.0.0.1:1"]).await;

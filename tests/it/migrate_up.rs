@@ -33,7 +33,7 @@ async fn all_tenants_get_all_migrations_wave_by_wave() {
         planned.contains("6 tenants, up:\n  1_items\n  2_note\n  3_one\n  4_index  (without a transaction)"),
         "{planned}"
     );
-    assert!(planned.contains("wave canary: 1 tenants") && planned.contains("wave 50%: 3 tenants"), "{planned}");
+    assert!(planned.contains("wave canary: 1 tenant") && planned.contains("wave 50%: 3 tenants"), "{planned}");
     assert!(fleet.sql("t00", "SELECT 1 FROM pg_namespace WHERE nspname = 'pgtenant'").await.is_empty());
 
     let up = ["migrate", "up", "--waves", "canary:1,50%,rest"];

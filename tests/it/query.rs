@@ -76,7 +76,7 @@ async fn every_tenant_answers_and_the_answers_are_merged() {
         .collect();
     assert!(acts[0]["detail"].as_str().unwrap().contains("select count(*) as n from orders"), "{}", acts[0]);
     let of_acme = acts.iter().find(|act| act["tenant"] == "acme").unwrap();
-    assert_eq!((&of_acme["result"], &of_acme["detail"]), (&"ok".into(), &"1 rows".into()));
+    assert_eq!((&of_acme["result"], &of_acme["detail"]), (&"ok".into(), &"1 row".into()));
 }
 
 #[tokio::test]

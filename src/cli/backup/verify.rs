@@ -11,6 +11,7 @@ use super::Whose;
 use super::run::fail;
 use crate::backup::verify::verify;
 use crate::bundle::progress::Progress;
+use crate::lifecycle::several;
 use crate::lifecycle::shelf::{self, Stored};
 use crate::lifecycle::{Failure, Site};
 
@@ -72,8 +73,12 @@ pub(super) async fn run(args: VerifyArgs) -> anyhow::Result<ExitCode> {
                                 "rows": rows, "large_objects": large, "seconds": seconds })
                     ),
                     false => println!(
-                        "backup {}/{} is proven: {tables} tables, {rows} rows, {large} large objects, in {seconds:.1} s",
-                        stored.tenant, stored.name
+                        "backup {}/{} is proven: {}, {}, {}, in {seconds:.1} s",
+                        stored.tenant,
+                        stored.name,
+                        several(tables, "table"),
+                        several(rows, "row"),
+                        several(large, "large object"),
                     ),
                 }
             }

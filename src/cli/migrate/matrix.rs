@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::lifecycle::migrate::state::{Column, Report, Row, State};
+use crate::lifecycle::several;
 
 /// Tenants whose trouble is listed.
 const LISTED: usize = 20;
@@ -21,7 +22,8 @@ pub(super) fn summary(report: &Report) -> String {
     let told: Vec<String> =
         there.filter(|(count, _)| *count > 0).map(|(count, text)| format!("{count} {text}")).collect();
     let stopped = report.stopped.as_ref().map(|why| format!("; stopped: {why}")).unwrap_or_default();
-    format!("{} of {} tenants in {:.1} s{stopped}", told.join(", "), report.tenants.len(), report.seconds)
+    let all = several(report.tenants.len(), "tenant");
+    format!("{} of {all} in {:.1} s{stopped}", told.join(", "), report.seconds)
 }
 
 pub(super) fn text(report: &Report) -> String {

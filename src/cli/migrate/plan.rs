@@ -14,6 +14,7 @@ use crate::config::Tenant;
 use crate::lifecycle::migrate::plan::Goal;
 use crate::lifecycle::migrate::run::Run;
 use crate::lifecycle::migrate::state::{ALL, Column, DRIFT, NONE, Report, SOME, State};
+use crate::lifecycle::several;
 
 #[derive(Debug, Args)]
 #[command(after_help = format!("Examples:
@@ -69,7 +70,7 @@ pub(super) async fn tell(run: &Run, tenants: &[Arc<Tenant>], progress: &Progress
     }
     let way = run.job.goal.way().text();
     for (versions, tenants) in by_versions {
-        println!("{} tenants, {way}:", tenants.len());
+        println!("{}, {way}:", several(tenants.len(), "tenant"));
         for migration in versions.iter().filter_map(|version| run.job.folder.get(*version)) {
             let script = if way == "up" { Some(&migration.up) } else { migration.down.as_ref() };
             let without = script.is_some_and(|script| !script.transaction);
@@ -79,7 +80,7 @@ pub(super) async fn tell(run: &Run, tenants: &[Arc<Tenant>], progress: &Progress
     for wave in &waves {
         let named: Vec<&str> = wave.tenants.iter().take(8).map(String::as_str).collect();
         let more = if wave.tenants.len() > named.len() { ", …" } else { "" };
-        println!("wave {}: {} tenants: {}{more}", wave.label, wave.tenants.len(), named.join(", "));
+        println!("wave {}: {}: {}{more}", wave.label, several(wave.tenants.len(), "tenant"), named.join(", "));
     }
     print!("{}", super::matrix::text(&report));
     status(&report)

@@ -12,6 +12,7 @@ use crate::lifecycle::migrate::bake::Verdict;
 use crate::lifecycle::migrate::run::{Event, Listener};
 use crate::lifecycle::migrate::state::{Row, State};
 use crate::lifecycle::migrate::work::Note;
+use crate::lifecycle::several;
 
 /// The bar of the look at all tenants, before the first wave.
 const LOOK: &str = "look";
@@ -96,7 +97,7 @@ impl Progress {
                 let label = format!("{} ({number}/{of})", wave.label);
                 match self.terminal {
                     true => self.begin_bar(label, wave.tenants.len()),
-                    false => eprintln!("wave {label}: {} tenants", wave.tenants.len()),
+                    false => eprintln!("wave {label}: {}", several(wave.tenants.len(), "tenant")),
                 }
             }
             Event::Note { tenant, note: Note::Runs { version } } => {

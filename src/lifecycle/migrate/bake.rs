@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::admin::ask::Endpoint;
 use crate::config::BakeLimits;
+use crate::lifecycle::several;
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
@@ -209,11 +210,11 @@ fn judge(limits: &BakeLimits, before: &Sample, start: &Sample, now: &Sample) -> 
         return Verdict::Bad(format!("all tenants of the wave together: {what}"));
     }
     if sum.queries == 0.0 {
-        return Verdict::Good(format!("{} tenants watched, nobody has asked them anything", now.len()));
+        return Verdict::Good(format!("{} watched, nobody has asked them anything", several(now.len(), "tenant")));
     }
     Verdict::Good(format!(
-        "{} tenants watched: {} queries, {} errors, {:.1} ms a query (before: {:.1} ms)",
-        now.len(),
+        "{} watched: {} queries, {} errors, {:.1} ms a query (before: {:.1} ms)",
+        several(now.len(), "tenant"),
         sum.queries,
         sum.errors,
         sum.time() * 1000.0,

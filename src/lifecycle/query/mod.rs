@@ -20,6 +20,7 @@ pub use table::{Column, Kind, Table};
 
 use super::{Failure, Site};
 use crate::config::{Query, Tenant};
+use crate::lifecycle::several;
 
 /// What is asked, and within which bounds.
 #[derive(Debug, Clone)]
@@ -164,7 +165,7 @@ async fn ask_all(
     while let Some(done) = asking.join_next().await {
         let (tenant, answer) = done.map_err(|error| Failure::Order(format!("a tenant's task ended: {error}")))?;
         answered(&tenant);
-        let detail = answer.as_ref().map(|answer| format!("{} rows", answer.rows.len())).unwrap_or_default();
+        let detail = answer.as_ref().map(|answer| several(answer.rows.len(), "row")).unwrap_or_default();
         let answer = site.recorded_with("query", &tenant, answer, &detail);
         match answer {
             Err(failure @ Failure::Audit(_)) => return Err(failure),
